@@ -1,0 +1,23 @@
+"""The full model: nothing is changed. Every other row is measured against it."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+KEY = "full"
+TITLE = "Full model"
+SAYS = "Every step, every token, every attention map: the reference."
+PAPER = None
+ROLE = "patch"
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """The full model has nothing to set."""
+
+
+NEUTRAL = Knobs()
+
+
+@contextmanager
+def attach(pipe, knobs, context):
+    yield pipe

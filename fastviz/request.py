@@ -1,0 +1,207 @@
+"""What a person may ask for: Request, its bounds, and every sentence that refuses one."""
+
+import dataclasses
+import unicodedata
+from dataclasses import dataclass
+
+from .methods import BY_KEY, METHODS, few_step, method_of
+from .models import MODELS
+
+PROMPT_LENGTH = 300
+STEPS = (1, 100)
+GUIDANCE = (1.0, 20.0)
+REPEATS = (1, 20)
+ROWS = 12
+
+
+class BadRequest(ValueError):
+    """A request that cannot be run. `field` names the control that it belongs to; the text tells what to do."""
+
+    def __init__(self, field, sentence):
+        super().__init__(sentence)
+        self.field = field
+
+
+def check_prompt(prompt):
+    if not isinstance(prompt, str):
+        raise BadRequest("prompt", "The prompt must be text.")
+    if len(prompt) > 4 * PROMPT_LENGTH:  # before normalising, which is not free
+        raise BadRequest("prompt", f"The prompt is too long: keep it within {PROMPT_LENGTH} characters.")
+    prompt = unicodedata.normalize("NFC", prompt).strip()
+    if not prompt:
+        raise BadRequest("prompt", "Type a prompt first, for example: a cat and a pizza on the beach.")
+    if len(prompt) > PROMPT_LENGTH:
+        raise BadRequest("prompt", f"The prompt is too long: keep it within {PROMPT_LENGTH} characters.")
+    if any(unicodedata.category(c) in ("Cc", "Cs", "Co", "Cn") or c in "\u202a\u202b\u202d\u202e\u2066\u2067\u2068" for c in prompt):
+        raise BadRequest("prompt", "The prompt contains control characters: retype it as plain text on one line.")
+    return prompt
+
+
+def check_number(field, name, value, low, high, kind):
+    """`value` as an int or float within low..high. Text, bool, NaN and a fraction for an int are refused."""
+    whole = kind is int
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or (whole and value != value // 1) or not low <= value <= high:
+        raise BadRequest(field, f"{name} must be a {'whole ' if whole else ''}number from {low:g} to {high:g}."
+                         if high < 1e6 else f"{name} must be a whole number from {low} to {high}.")
+    return kind(value)
+
+
+def check_knobs(knobs):
+    """The same Knobs with every field checked against its declaration."""
+    method, values = method_of(knobs), {}
+    for field in dataclasses.fields(knobs):
+        value, told = getattr(knobs, field.name), field.metadata
+        name = f"{method.TITLE}: {field.name}"
+        if told["kind"] == "number":
+            value = check_number("methods", name, value, told["low"], told["high"], type(field.default))
+        elif told["kind"] == "choice" and value not in told["options"]:
+            raise BadRequest("methods", f"{name} must be one of {', '.join(told['options'])}.")
+        elif told["kind"] == "switch" and not isinstance(value, bool):
+            raise BadRequest("methods", f"{name} must be true or false.")
+        elif told["kind"] == "text" and not (isinstance(value, str) and len(value) <= PROMPT_LENGTH):
+            raise BadRequest("methods", f"{name} must be text of at most {PROMPT_LENGTH} characters.")
+        values[field.name] = value
+    knobs = type(knobs)(**values)
+    getattr(method, "check", lambda knobs: None)(knobs)
+    return knobs
+
+
+def split(text, mark):
+    """Splits at `mark` outside parentheses."""
+    parts, depth = [""], 0
+    for c in text:
+        depth += (c == "(") - (c == ")")
+        if c == mark and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += c
+    return [part.strip() for part in parts]
+
+
+def parse_knobs(text):
+    """`tome(ratio=0.4, sx=4)` -> tome.Knobs. Fields that are not named keep their defaults."""
+    key, bracket, inside = text.partition("(")
+    key = key.strip()
+    if key not in BY_KEY:
+        raise BadRequest("methods", f"Unknown method {key[:40]!r}: choose from {', '.join(BY_KEY)}.")
+    if bracket and not inside.endswith(")"):
+        raise BadRequest("methods", f"A bracket is not closed after {key}.")
+    knobs, values = BY_KEY[key].Knobs, {}
+    fields = {field.name: field for field in dataclasses.fields(knobs)}
+    for pair in filter(None, split(inside[:-1], ",")):
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if name not in fields or not equals or name in values:
+            raise BadRequest("methods", f"{key} takes {', '.join(fields) or 'no settings'}, each once as name=value; got {pair[:40]!r}.")
+        values[name] = read_value(f"{key}: {name}", fields[name], value)
+    return knobs(**values)
+
+
+def read_value(name, field, text):
+    kind = field.metadata["kind"]
+    if kind == "switch":
+        if text.lower() not in ("true", "false"):
+            raise BadRequest("methods", f"{name} must be true or false.")
+        return text.lower() == "true"
+    if kind != "number":
+        return text
+    try:
+        return type(field.default)(text) if text.isascii() else float("nan")
+    except ValueError:
+        raise BadRequest("methods", f"{name} must be a number; got {text[:20]!r}.") from None
+
+
+def parse_stack(text):
+    """`tome(ratio=0.4)+attention_reuse` -> a tuple of Knobs."""
+    return tuple(parse_knobs(part) for part in split(text, "+"))
+
+
+def stack_text(stack):
+    """The shortest text that parse_stack reads back as `stack`: only fields that differ from their defaults."""
+    parts = []
+    for knobs in stack:
+        told = [f"{f.name}={str(v).lower() if isinstance(v, bool) else v}" for f in dataclasses.fields(knobs)
+                if (v := getattr(knobs, f.name)) != f.default]
+        parts.append(method_of(knobs).KEY + (f"({','.join(told)})" if told else ""))
+    return "+".join(parts)
+
+
+def stack_keys(stack):
+    """`tome+attention_reuse`: the methods of a stack without their settings."""
+    return "+".join(method_of(knobs).KEY for knobs in stack)
+
+
+def check_stack(stack):
+    methods = [method_of(knobs) for knobs in stack]
+    keys = [method.KEY for method in methods]
+    if len(set(keys)) < len(keys):
+        raise BadRequest("methods", f"{'+'.join(keys)}: a stack holds each method once.")
+    if len(methods) > 1 and "full" in keys:
+        raise BadRequest("methods", "The full model stands alone: a stack with it is the stack without it.")
+    for role, what in (("scheduler", "schedulers"), ("weights", "sets of weights")):
+        if sum(method.ROLE == role for method in methods) > 1:
+            raise BadRequest("methods", f"{'+'.join(keys)}: two {what} cannot run at once; keep one of them.")
+    if {"scheduler", "weights"} <= {method.ROLE for method in methods}:
+        raise BadRequest("methods", f"{'+'.join(keys)}: a one-step model brings its own scheduler; leave the other out.")
+    return tuple(check_knobs(knobs) for knobs in stack)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One comparison. Made means checked: a bad value raises BadRequest with a sentence.
+
+    prompt: 1-300 characters; seed: 0..2**32-1; steps: 1-100; guidance: 1 (off) to 20, None for the model's own;
+    size: px of the square picture, None for the model's own; model: a key of models.MODELS;
+    methods: text such as "full, tome(ratio=0.4), tome+attention_reuse", or a tuple of stacks (tuples of Knobs); the full
+    model is always the first row; repeats: how often each row is timed.
+    """
+    prompt: str
+    seed: int = 0
+    steps: int = 50
+    guidance: float | None = None
+    size: int | None = None
+    model: str = "stickers"
+    methods: tuple | str = "full,few_step,attention_reuse,tome"
+    repeats: int = 3
+
+    def __post_init__(self):
+        if not isinstance(self.model, str) or self.model not in MODELS:
+            raise BadRequest("model", f"Unknown model: choose from {', '.join(MODELS)}.")
+        model = MODELS[self.model]
+        size = model.size if self.size is None else check_number("size", "Size", self.size, min(model.sizes), max(model.sizes), int)
+        if size not in model.sizes:
+            raise BadRequest("size", f"Size must be one of {', '.join(map(str, model.sizes))}.")
+        guidance = model.guidance if self.guidance is None else self.guidance
+        values = dict(
+            prompt=check_prompt(self.prompt), size=size,
+            seed=check_number("seed", "Seed", self.seed, 0, 2**32 - 1, int),
+            steps=check_number("steps", "Steps", self.steps, *STEPS, int),
+            guidance=check_number("guidance", "Guidance", guidance, *GUIDANCE, float),
+            repeats=check_number("repeats", "Repeats", self.repeats, *REPEATS, int),
+            methods=check_methods(self.methods),
+        )
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+def check_methods(methods):
+    """A tuple of checked stacks, full model first, no stack twice, every `match` naming an earlier row."""
+    if isinstance(methods, str):
+        if len(methods) > 2000:
+            raise BadRequest("methods", f"The list of methods is too long: {ROWS} rows at most.")
+        methods = tuple(parse_stack(part) for part in filter(None, split(methods, ",")))
+    kinds = tuple(method.Knobs for method in METHODS)
+    if not isinstance(methods, (tuple, list)) or not all(
+            isinstance(stack, (tuple, list)) and stack and all(isinstance(knobs, kinds) for knobs in stack) for stack in methods):
+        raise BadRequest("methods", "Methods must be text such as full,tome or a tuple of stacks of Knobs.")
+    stacks = [check_stack(stack) for stack in methods]
+    full = (BY_KEY["full"].Knobs(),)
+    stacks = [full, *(stack for stack in stacks if stack != full)]
+    if len(set(stacks)) < len(stacks):
+        raise BadRequest("methods", "The same row was asked for twice: change a setting or leave one out.")
+    if len(stacks) > ROWS:
+        raise BadRequest("methods", f"{len(stacks)} rows are too many: {ROWS} at most.")
+    for knobs in (knobs for stack in stacks for knobs in stack if isinstance(knobs, few_step.Knobs) and knobs.match):
+        rows = [stack_keys(stack) for stack in stacks if not any(getattr(k, "match", "") for k in stack)]
+        if knobs.match not in rows:
+            raise BadRequest("methods", f"There is no row {knobs.match[:60]!r} to match: choose from {', '.join(rows)}.")
+    return tuple(stacks)

@@ -1,0 +1,93 @@
+"""Stage 1: the autoencoder, factor 8 with 4 channels, trained on 64 px crops of scenes.
+
+The small autoencoder (diffusers' AutoencoderTiny) learns fast and settles what the latents mean. Noise on the latent
+and a second reconstruction at half size keep the latents smooth, which is what a diffusion model needs: Skorokhodov
+et al., "Improving the Diffusability of Autoencoders", arXiv 2502.14831, section 4.
+"""
+
+import random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+
+from . import world
+from .loop import train
+
+CROP = 64  # px
+
+
+def build():
+    """The untrained AutoencoderTiny: constant width 32, no block at full resolution (half of the usual cost)."""
+    return AutoencoderTiny(
+        encoder_block_out_channels=(32,) * 4, decoder_block_out_channels=(32,) * 4, latent_channels=4,
+        num_encoder_blocks=(0, 2, 3, 3), num_decoder_blocks=(3, 3, 2, 0), scaling_factor=1.0,
+    )
+
+
+def pixels(image):
+    """RGB image -> float tensor (3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def crops(seed, batch):
+    """Endless batches (batch, 3, 64, 64) in [-1, 1]; three crops of four touch a sticker, all lie on the latent grid."""
+    rng = random.Random(seed)
+    while True:
+        out = []
+        while len(out) < batch:
+            scene = world.sample(rng)
+            picture = pixels(world.render(scene))
+            for _ in range(4):
+                x, y = (rng.randrange(0, world.SIZE - CROP + 1) for _ in range(2))
+                if scene.stickers and rng.random() < 0.75:
+                    s = rng.choice(scene.stickers)
+                    x, y = (min(max(0, at + rng.randint(-24, s.full - CROP + 24)), world.SIZE - CROP) for at in (s.x, s.y))
+                x, y = x // world.GRID * world.GRID, y // world.GRID * world.GRID
+                out.append(picture[:, y:y + CROP, x:x + CROP])
+        yield torch.stack(out[:batch])
+
+
+def slopes(image):
+    return image.diff(dim=-1), image.diff(dim=-2)
+
+
+def distance(out, target):
+    """L1, half of the L1 of the slopes, and L1 at a quarter of the size."""
+    edges = sum((a - b).abs().mean() for a, b in zip(slopes(out), slopes(target)))
+    return F.l1_loss(out, target) + 0.5 * edges + 0.5 * F.l1_loss(F.avg_pool2d(out, 4), F.avg_pool2d(target, 4))
+
+
+def loss(model, images):
+    """Reconstruction through a noisy latent, at full and half size, and a pull of the latents to mean 0, deviation 1."""
+    latents = model.encode(images).latents
+    noisy = latents + 0.1 * torch.randn_like(latents)
+    out = model.decode(noisy).sample
+    half = model.decode(F.avg_pool2d(noisy[::2], 2)).sample
+    mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    shape = mean.pow(2).mean() + (deviation - 1).pow(2).mean()
+    full = distance(out, images)
+    total = full + 0.25 * distance(half, F.avg_pool2d(images[::2], 2)) + 0.02 * shape
+    with torch.no_grad():
+        mse = F.mse_loss(out.clamp(-1, 1), images) / 4
+    return total, {"psnr": float(-10 * torch.log10(mse)), "std": float(deviation.detach().mean())}
+
+
+@torch.no_grad()
+def psnr(model, count=64, seed=10_000_019):
+    """Mean PSNR in dB over held-out 256 px scenes."""
+    rng = random.Random(seed)
+    values = []
+    for _ in range(count):
+        picture = pixels(world.render(world.sample(rng, "heldout", rng.choice((1, 2)))))[None]
+        out = model.decode(model.encode(picture).latents).sample.clamp(-1, 1)
+        values.append(float(-10 * torch.log10(F.mse_loss(out, picture) / 4)))
+    return sum(values) / count
+
+
+def fit(minutes, seed=0, batch=8):
+    torch.manual_seed(seed)
+    model, log = train("autoencoder", build(), crops(seed, batch), loss, minutes, lr=1.5e-3,
+                       report=lambda m: {"heldout_psnr": round(psnr(m, 16), 2)}, report_every=120)
+    return model, log

@@ -1,0 +1,61 @@
+"""What passes between a run and the methods attached to it: the Context, and the Trace that a traced run fills."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+class Trace:
+    """Named channels of small arrays by (step, layer), within a byte budget. Knows shapes, not methods."""
+
+    def __init__(self, budget=64 * 2**20):
+        """budget: bytes of array data that may be kept; what comes after it is counted in `dropped`, not kept."""
+        self.budget, self.nbytes = budget, 0
+        self.channels = defaultdict(dict)
+        self.dropped = Counter()
+
+    def add(self, channel, step, layer, value):
+        """Keeps a copy of `value` (tensor or array) as `channel` at (step, layer)."""
+        array = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+        if self.nbytes + array.nbytes > self.budget:
+            self.dropped[channel] += 1
+            return
+        self.channels[channel][step, layer] = array.copy()
+        self.nbytes += array.nbytes
+
+    def save(self, path):
+        """Writes one compressed .npz; keys are channel|step|layer."""
+        entries = {f"{channel}|{step}|{layer}": array
+                   for channel, cells in self.channels.items() for (step, layer), array in cells.items()}
+        np.savez_compressed(path, **entries)
+
+
+def load(path):
+    """Reads a Trace that `save` wrote."""
+    trace = Trace()
+    with np.load(path, allow_pickle=False) as file:
+        for key in file.files:
+            channel, step, layer = key.split("|", 2)
+            trace.add(channel, int(step), layer, file[key])
+    return trace
+
+
+@dataclass
+class Context:
+    """What one run tells the methods attached to it, and what they report back. Made anew for every run.
+
+    steps: sampling steps of this run; seed: the request's; grid: (height, width) of the latents.
+    step: index of the sampling step under way, 0 first, moved on by run.py.
+    frozen: (step, part) pairs, part "self" or "cross", at which stored attention is used again. A method that draws or
+        chooses tokens must then keep its last assignment: a stored map belongs to the tokens that it was made with.
+    acted: method key -> set of (layer name, step) at which the method changed something.
+    trace: where to record, or None in a timed run.
+    """
+    steps: int
+    seed: int = 0
+    grid: tuple = (32, 32)
+    step: int = 0
+    frozen: set = field(default_factory=set)
+    acted: dict = field(default_factory=lambda: defaultdict(set))
+    trace: Trace | None = None
