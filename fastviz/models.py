@@ -1,11 +1,26 @@
 """The table of models and the only code that loads weights."""
 
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import sys
+import threading
+import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+HASHES = "hashes.json"  # beside the folders that it speaks of: {"model/unet/config.json": sha256, ...}
+SAFE = {".safetensors", ".json", ".txt"}  # everything else in a model's folder is refused
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Model:
-    """One model that a request may name. size, sizes: px; steps, guidance: its defaults; source: folder or hub id."""
+    """One model that a request may name. size, sizes: px; steps, guidance: its defaults; source: folder, from the
+    project's root; closed: its language has only the words of its vocabulary, and others are named to the user."""
     key: str
     title: str
     source: str
@@ -14,8 +29,200 @@ class Model:
     steps: int
     guidance: float
     licence: str
+    closed: bool = False
+
+    @property
+    def folder(self):
+        return ROOT / self.source
 
 
 MODELS = {model.key: model for model in (
-    Model("stickers", "Stickers (embedded)", "assets/stickers/model", 256, (128, 256, 384, 512), 50, 3.0, "Apache-2.0"),
+    Model("stickers", "Stickers (embedded)", "assets/stickers/model", 256, (128, 256, 384, 512), 50, 3.0, "Apache-2.0", closed=True),
 )}
+
+CLIP = ("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41",
+        "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb")  # name, revision, sha256 of the weights
+
+
+class BadModel(RuntimeError):
+    """Weights that are missing or must not be loaded. The text names the file and tells what to do."""
+
+
+def sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def contents(folder):
+    """Paths of the files below `folder`, relative to it, in order; names that begin with a dot are left out."""
+    files = (path.relative_to(folder) for path in Path(folder).rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts))
+
+
+def hashes(folder):
+    """{path relative to `folder`: sha256 of the file}."""
+    return {name: sha256(Path(folder, name)) for name in contents(folder)}
+
+
+def write_hashes(parent):
+    """Writes hashes.json for the files in all folders below `parent`, to be compared by `check` ever after."""
+    table = {name: value for name, value in hashes(parent).items() if "/" in name}
+    Path(parent, HASHES).write_text(json.dumps(table, indent=1) + "\n")
+
+
+def check(folder):
+    """Raises BadModel unless `folder` holds exactly the files of the hashes.json beside it, unchanged, and no pickle.
+
+    Returns "" when all is verified, or the sentence that says why hashes could not be compared.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BadModel(f"There is no folder {folder}: get the complete project again.")
+    for name in contents(folder):
+        if Path(name).suffix not in SAFE:
+            raise BadModel(f"{folder / name} is not a kind of file that a model may hold ({', '.join(sorted(SAFE))}): remove it.")
+    table = folder.parent / HASHES
+    if not table.is_file():
+        return f"There is no {table}: the files of {folder.name} were not verified."
+    prefix = folder.name + "/"
+    told = {name.removeprefix(prefix): value for name, value in json.loads(table.read_text()).items() if name.startswith(prefix)}
+    found = hashes(folder)
+    for name in sorted(told.keys() | found.keys()):
+        if told.get(name) != found.get(name):
+            what = "is missing" if name not in found else "is not a file of this model" if name not in told else "was changed or damaged"
+            raise BadModel(f"{folder / name} {what}: get the complete project again.")
+    return ""
+
+
+def device():
+    """Where models run: the first of CUDA, XPU and MPS that works here, else the CPU."""
+    import torch
+
+    kinds = {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.backends.mps}
+    return torch.device(next((kind for kind, backend in kinds.items() if backend.is_available()), "cpu"))
+
+
+def precision(where):
+    """The dtype that models compute in on a device: half precision on CUDA, where it is twice as fast, else float32."""
+    import torch
+
+    return torch.float16 if where.type == "cuda" else torch.float32
+
+
+@functools.cache
+def torchvision_fault():
+    """"" when torchvision works. Else why not; it is then hidden, because a broken one takes diffusers down with it."""
+    try:
+        import torchvision  # noqa: F401
+    except Exception as error:  # a build for another torch raises RuntimeError or OSError, whatever it meets first
+        sys.modules["torchvision"] = None
+        return f"torchvision does not work here ({error}): install torch and torchvision from the same index"
+    return ""
+
+
+@contextlib.contextmanager
+def quiet():
+    """Loading without progress bars and without two warnings about AutoencoderTiny that diffusers gives every time."""
+    import diffusers.utils.logging as ours
+    import transformers.utils.logging as theirs
+
+    known = {"diffusers.pipelines.pipeline_utils": "Expected types for vae",
+             "diffusers.configuration_utils": "The config attributes {'block_out_channels'"}
+    bars = [library for library in (ours, theirs) if library.is_progress_bar_enabled()]
+    with contextlib.ExitStack() as after:
+        for name, beginning in known.items():
+            logger = logging.getLogger(name)
+            other = functools.partial(lambda start, record: not record.getMessage().startswith(start), beginning)
+            logger.addFilter(other)
+            after.callback(logger.removeFilter, other)
+        for library in bars:
+            library.disable_progress_bar()
+            after.callback(library.enable_progress_bar)
+        yield
+
+
+def read(model):
+    """Loads `model` from its folder: verified, safetensors only, no network, no code but diffusers' own."""
+    fault = check(model.folder) or torchvision_fault()
+    if fault:
+        log.warning("%s", fault)
+    import torch
+    from diffusers import DiffusionPipeline
+
+    where = device()
+    try:
+        with quiet():
+            pipe = DiffusionPipeline.from_pretrained(model.folder, dtype=precision(where), local_files_only=True,
+                                                     use_safetensors=True)
+    except Exception as error:
+        raise BadModel(f"{model.title} could not be read from {model.folder} ({error}): get the complete project again.") from error
+    pipe.to(where)
+    pipe.set_progress_bar_config(disable=True)
+    for part in (part for part in pipe.components.values() if isinstance(part, torch.nn.Module)):
+        part.eval().requires_grad_(False)
+    if where.type == "cpu":  # U-Net 3 %, decoder 20 % faster than contiguous (AVX2, one thread), and as repeatable
+        for part in (pipe.unet, pipe.vae):
+            part.to(memory_format=torch.channels_last)
+    return pipe
+
+
+_loaded, _lock = {}, threading.Lock()
+
+
+def load(key):
+    """The pipeline of MODELS[key], on `device()`, loaded once. BadModel when it is missing or changed."""
+    with _lock:
+        if key not in _loaded:
+            _loaded[key] = read(MODELS[key])
+        return _loaded[key]
+
+
+def load_clip():
+    """The CLIP model and processor of the CLIP score, on the CPU, when its verified weights lie in the hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name, revision, told = CLIP
+    path = try_to_load_from_cache(name, "model.safetensors", revision=revision)
+    if not isinstance(path, str):
+        raise BadModel(f"{name} is not on this disk: bring it with `hf download {name} --revision {revision}`.")
+    if sha256(path) != told:
+        raise BadModel(f"{path} was changed or damaged: delete it and download it again.")
+    torchvision_fault()
+    from transformers import CLIPModel, CLIPProcessor
+
+    local = dict(revision=revision, local_files_only=True)
+    model = CLIPModel.from_pretrained(name, use_safetensors=True, **local)
+    return model.eval().requires_grad_(False), CLIPProcessor.from_pretrained(name, **local)
+
+
+@functools.cache
+def tokenizer(folder):
+    """The tokenizer of a model's folder: a copy of our own, because the pipeline's is written to while it runs."""
+    from transformers import CLIPTokenizer
+
+    check(folder)
+    return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+
+
+def unknown_words(key, prompt):
+    """The words of `prompt` that the model was never taught: not one token each. Punctuation counts as known.
+
+    Always [] for a model with an open vocabulary, which spells any word.
+    """
+    if not MODELS[key].closed:
+        return []
+    tokens = tokenizer(MODELS[key].folder)
+    text, vocabulary = tokens.backend_tokenizer.normalizer.normalize_str(prompt), tokens.get_vocab()
+    pieces = tokens.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    words = {text[start:end]: piece for piece, (start, end) in pieces}
+    return [word for word, piece in words.items()
+            if (f"{piece}</w>" not in vocabulary or (len(word) == 1 and word != "a"))
+            and not all(unicodedata.category(c).startswith("P") for c in word)]
+
+
+def prompt_cut(key, prompt):
+    """The end of `prompt` that does not fit into the text encoder and is cut off, or ""."""
+    tokens = tokenizer(MODELS[key].folder)
+    places = tokens.backend_tokenizer.encode(prompt).offsets[1:-1]  # without the start and end tokens
+    room = tokens.model_max_length - 2
+    return prompt[places[room][0]:] if len(places) > room else ""
