@@ -1,8 +1,12 @@
-"""Exact, reversible edits of a host object: the only code that writes to a pipeline."""
+"""Where and how a pipeline is edited: its transformer blocks, and exact, reversible edits of a host object."""
 
 from contextlib import contextmanager
 
 ABSENT = object()
+
+
+class Refused(ValueError):
+    """A method cannot be applied to this pipeline or run. The text says why and what to do instead."""
 
 
 @contextmanager
@@ -26,3 +30,24 @@ def replaced(host, **attributes):
                 entries.pop(name, None)
             else:
                 entries[name] = value
+
+
+def halved(size):
+    """The grid after one of the U-Net's downsamplers (stride 2, padding 1)."""
+    return tuple((side + 1) // 2 for side in size)
+
+
+def transformer_blocks(unet, grid):
+    """Every transformer block of a UNet2DConditionModel in order of execution: [(name, block, (h, w))].
+
+    grid: (height, width) of the latents; (h, w): the block's own grid, so that it sees h * w tokens.
+    """
+    size, stages = tuple(grid), []
+    for i, stage in enumerate(unet.down_blocks):
+        stages.append((f"down_blocks.{i}", stage, size))
+        size = halved(size) if stage.downsamplers else size
+    mirrored = [size for _, _, size in reversed(stages)]
+    stages.append(("mid_block", unet.mid_block, size))
+    stages += [(f"up_blocks.{i}", stage, size) for i, (stage, size) in enumerate(zip(unet.up_blocks, mirrored))]
+    return [(f"{prefix}.{name}", block, size) for prefix, stage, size in stages if stage is not None
+            for name, block in stage.named_modules() if hasattr(block, "attn1")]

@@ -62,7 +62,10 @@ def check_knobs(knobs):
             raise BadRequest("methods", f"{name} must be text of at most {PROMPT_LENGTH} characters.")
         values[field.name] = value
     knobs = type(knobs)(**values)
-    getattr(method, "check", lambda knobs: None)(knobs)
+    try:
+        getattr(method, "check", lambda knobs: None)(knobs)
+    except ValueError as told:
+        raise BadRequest("methods", f"{method.TITLE}: {told}") from None
     return knobs
 
 

@@ -16,7 +16,7 @@ class Trace:
         self.dropped = Counter()
 
     def add(self, channel, step, layer, value):
-        """Keeps a copy of `value` (tensor or array) as `channel` at (step, layer)."""
+        """Keeps a copy of `value` (tensor, array or number) as `channel` at (step, layer)."""
         array = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
         if self.nbytes + array.nbytes > self.budget:
             self.dropped[channel] += 1
@@ -33,7 +33,7 @@ class Trace:
 
 def load(path):
     """Reads a Trace that `save` wrote."""
-    trace = Trace()
+    trace = Trace(budget=float("inf"))  # it was within a budget when it was made
     with np.load(path, allow_pickle=False) as file:
         for key in file.files:
             channel, step, layer = key.split("|", 2)
@@ -50,6 +50,7 @@ class Context:
     frozen: (step, part) pairs, part "self" or "cross", at which stored attention is used again. A method that draws or
         chooses tokens must then keep its last assignment: a stored map belongs to the tokens that it was made with.
     acted: method key -> set of (layer name, step) at which the method changed something.
+    kept_bytes: method key -> bytes that the method keeps from step to step.
     trace: where to record, or None in a timed run.
     """
     steps: int
@@ -58,4 +59,5 @@ class Context:
     step: int = 0
     frozen: set = field(default_factory=set)
     acted: dict = field(default_factory=lambda: defaultdict(set))
+    kept_bytes: dict = field(default_factory=dict)
     trace: Trace | None = None

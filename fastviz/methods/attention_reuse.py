@@ -1,23 +1,257 @@
-"""Being written."""
+"""Attention maps that were computed at one sampling step are used again at later ones.
 
-from contextlib import contextmanager
+Changed: the processors of the U-Net's attentions. A step that reuses computes V, A V and W_o; it skips W_q, W_k, Q K^T
+and the softmax. Steps that compute call the production kernel untouched; the last one before a run of reusing steps
+computes its map on the side and keeps it. Hunter et al., arXiv 2401.01008, where late reuse is called HURRY. Keeping
+the attention's output instead of its map is the idea of Zhao et al., Pyramid Attention Broadcast, arXiv 2408.12588.
+"""
+
+import math
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from ..knobs import choice, number, text
+from ..patch import Refused, replaced, transformer_blocks
 
 KEY = "attention_reuse"
-TITLE = "attention_reuse"
-SAYS = ""
-PAPER = None
+TITLE = "Attention reuse"
+SAYS = "Late steps look where an earlier step looked, instead of working it out again."
+PAPER = ("Hunter et al., Fast Sampling Through The Reuse Of Attention Maps", "https://arxiv.org/abs/2401.01008")
 ROLE = "patch"
+
+STANDARD = ("AttnProcessor2_0", "AttnProcessor")  # the processors whose arithmetic this file repeats
+FILL = 0.8  # of the free memory that kept maps may take; the rest is for activations
 
 
 @dataclass(frozen=True)
 class Knobs:
-    """Being written."""
+    """share = 0 and no schedule is the full model."""
+    share: float = number(0.5, 0.0, 1.0, "Share of the steps that reuse, the last ones. More is faster and further from "
+                          "the full model; the first step always computes.")
+    maps: str = choice("both", {"self": "Self-attention", "cross": "Cross-attention", "both": "Both"},
+                       "Which attentions reuse. Self-attention saves most, and takes most memory.")
+    keep: str = choice("map", {"map": "Map (the paper)", "output": "Output (pyramid attention broadcast)"},
+                       "What is kept. The map is still applied to new values; the output skips the attention as a whole.")
+    schedule: str = text("", "Instead of a share, one digit a step: 1 computes, 0 reuses, such as 1110100 for 7 steps.",
+                         tinker=True)
 
 
-NEUTRAL = Knobs()
+NEUTRAL = Knobs(share=0.0)
+
+
+def check(knobs):
+    """ValueError with a sentence when the schedule cannot be read."""
+    if knobs.schedule and (set(knobs.schedule) - set("01") or knobs.schedule[0] != "1"):
+        raise ValueError("the schedule must be ones and zeros and begin with 1: the first step has nothing to reuse.")
+
+
+# The schedule, section 3 of the paper
+
+def hurry(steps, k):
+    """HURRY(k): gamma of `steps` ones and zeros, of which the last k are 0 = reuse. The first stays 1."""
+    k = min(k, steps - 1)
+    return (1,) * (steps - k) + (0,) * k
+
+
+def gamma_of(knobs, steps):
+    """The schedule for a run of `steps` steps. Refused when one was written for another number of steps."""
+    check(knobs)
+    if not knobs.schedule:
+        return hurry(steps, round(knobs.share * steps))
+    if len(knobs.schedule) != steps:
+        raise Refused(f"The schedule has {len(knobs.schedule)} digits and the run {steps} steps: write one digit for each step.")
+    return tuple(map(int, knobs.schedule))
+
+
+def sources(gamma):
+    """For each step i the step j = max{k <= i : gamma_k = 1} whose map it uses."""
+    found = []
+    for i, computed in enumerate(gamma):
+        found.append(i if computed else found[-1])
+    return tuple(found)
+
+
+# The arithmetic of diffusers' AttnProcessor2_0 on (B, N, C), in two halves
+
+def inputs(attn, x, context):
+    """What the projections of queries and of keys and values read: (B, N, C) and (B, M, D)."""
+    if attn.group_norm is not None:
+        x = attn.group_norm(x.transpose(1, 2)).transpose(1, 2)
+    if context is None:
+        return x, x
+    return x, attn.norm_encoder_hidden_states(context) if attn.norm_cross else context
+
+
+def heads(attn, x):
+    """(B, N, heads * d) -> (B, heads, N, d)."""
+    return x.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+
+
+def attention_map(attn, x, context=None, mask=None):
+    """softmax(Q K^T / sqrt(d)): (B, heads, N, M)."""
+    x, context = inputs(attn, x, context)
+    q, k = heads(attn, attn.to_q(x)), heads(attn, attn.to_k(context))
+    q = q if attn.norm_q is None else attn.norm_q(q)
+    k = k if attn.norm_k is None else attn.norm_k(k)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+    if mask is not None:
+        mask = attn.prepare_attention_mask(mask, context.shape[1], len(x))
+        scores = scores + mask.unflatten(0, (len(x), attn.heads))
+    return scores.softmax(-1)
+
+
+def apply_map(attn, weights, x, context=None):
+    """W_o (A V) with A given: weights (B, heads, N, M), x (B, N, C) -> (B, N, C)."""
+    v = heads(attn, attn.to_v(inputs(attn, x, context)[1]))
+    out = (weights @ v).transpose(1, 2).flatten(2)
+    out = attn.to_out[1](attn.to_out[0](out))
+    return (out + x if attn.residual_connection else out) / attn.rescale_output_factor
+
+
+# Memory
+
+def free_bytes(device):
+    """Bytes that may still be allocated on `device`; within a container, on a CPU, up to the container's limit."""
+    if device.type == "meta":
+        return math.inf
+    backend = getattr(torch, device.type)
+    if hasattr(backend, "mem_get_info"):  # CUDA, XPU
+        unused = backend.memory_reserved(device) - backend.memory_allocated(device)
+        return backend.mem_get_info(device)[0] + unused
+    limit = Path("/sys/fs/cgroup/memory.max")
+    told = limit.read_text().strip() if limit.exists() else "max"
+    room = math.inf if told == "max" else int(told) - psutil.Process().memory_info().rss
+    return min(room, psutil.virtual_memory().available)
+
+
+class Ledger:
+    """Adds up, during the first step, what all layers are going to keep, and refuses before it is too much."""
+
+    def __init__(self, context, room):
+        self.context, self.room, self.sizes = context, room, {}
+
+    def enter(self, name, size):
+        self.sizes[name] = size
+        total = self.context.kept_bytes[KEY] = sum(self.sizes.values())
+        if total > self.room:
+            raise Refused(f"The maps to be kept take more than the {self.room / 2**30:.1f} GiB of memory that are free for "
+                          "them: keep the output instead of the map, reuse only cross-attention, or choose a smaller picture.")
+
+
+# The processors
+
+class MapReuse:
+    """Modifications of one attention's processor:
+     - on steps that compute: none, `before` is called; before a run of reusing steps the map is kept
+     - on steps that reuse: the kept map is applied to new values
+    """
+
+    def __init__(self, before, name, gamma, context, ledger):
+        self.before, self.name, self.gamma, self.context, self.ledger = before, name, gamma, context, ledger
+        self.stores = tuple(now and not after for now, after in zip(gamma, (*gamma[1:], 1)))
+        self.kept = None
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **others):
+        step = self.context.step
+        if not self.gamma[step]:
+            self.context.acted[KEY].add((self.name, step))
+            return self.again(attn, hidden_states, encoder_hidden_states)
+        if step == 0:
+            self.ledger.enter(self.name, self.size(attn, hidden_states, encoder_hidden_states))
+        self.kept = None  # frees the old map before the new one is made
+        output = self.before(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **others)
+        if self.stores[step]:
+            self.kept = self.keep(attn, hidden_states, encoder_hidden_states, attention_mask, output)
+        return output
+
+    def size(self, attn, x, context):
+        """Bytes of what this layer keeps."""
+        keys = x if context is None else context
+        return len(x) * attn.heads * x.shape[1] * keys.shape[1] * x.element_size()
+
+    def keep(self, attn, x, context, mask, output):
+        return attention_map(attn, x, context, mask)
+
+    def again(self, attn, x, context):
+        return apply_map(attn, self.kept, x, context)
+
+
+class OutputReuse(MapReuse):
+    """Modifications of one attention's processor:
+     - on steps that compute: none, `before` is called; before a run of reusing steps the output is kept
+     - on steps that reuse: the kept output is the output
+    """
+
+    def size(self, attn, x, context):
+        return x.numel() * x.element_size()
+
+    def keep(self, attn, x, context, mask, output):
+        return output
+
+    def again(self, attn, x, context):
+        return self.kept
+
+
+class Recording:
+    """Adds to either kind, for a traced run: the age in steps of what was used (0 = computed) at every step and layer,
+    and, where it was used again, its staleness |A_i - A_j| / |A_i| (Frobenius) against what would have been computed."""
+
+    def __call__(self, attn, *args, **others):
+        step, trace = self.context.step, self.context.trace
+        output = super().__call__(attn, *args, **others)
+        trace.add("attention_reuse.age", step, self.name, np.int16(step - sources(self.gamma)[step]))
+        if not self.gamma[step]:
+            fresh = self.fresh(attn, *args, **others).float()
+            trace.add("attention_reuse.staleness", step, self.name, (fresh - self.kept).norm() / fresh.norm())
+        return output
+
+
+class RecordedMapReuse(Recording, MapReuse):
+    def fresh(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **others):
+        return attention_map(attn, hidden_states, encoder_hidden_states, attention_mask)
+
+
+class RecordedOutputReuse(Recording, OutputReuse):
+    def fresh(self, attn, *args, **others):
+        return self.before(attn, *args, **others)
+
+
+PROCESSORS = {("map", False): MapReuse, ("output", False): OutputReuse,
+              ("map", True): RecordedMapReuse, ("output", True): RecordedOutputReuse}
+
+
+def attentions(unet, grid, maps):
+    """[(name, attention, "self" or "cross")] of the attentions that `maps` asks for."""
+    found = [(f"{name}.{part}", attn, "cross" if attn.is_cross_attention else "self")
+             for name, block, _ in transformer_blocks(unet, grid)
+             for part in ("attn1", "attn2") if (attn := getattr(block, part)) is not None]
+    return [(name, attn, part) for name, attn, part in found if maps in (part, "both")]
 
 
 @contextmanager
 def attach(pipe, knobs, context):
-    yield pipe
+    """Modifications:
+     - processor of every attention that `knobs.maps` names; none when no step reuses
+     - context.frozen: the steps and parts that reuse, for as long as it is attached
+    Refused when the schedule does not fit the run, the attention is not diffusers' standard one, or (during the first
+    step) when what is to be kept does not fit into memory."""
+    gamma = gamma_of(knobs, context.steps)
+    layers = attentions(pipe.unet, context.grid, knobs.maps) if not all(gamma) else []
+    for name, attn, _ in layers:
+        if type(attn.processor).__name__ not in STANDARD:
+            raise Refused(f"{name} uses {type(attn.processor).__name__}, and attention reuse knows only diffusers' standard "
+                          "attention: remove what replaced it first.")
+    frozen = {(step, part) for _, _, part in layers for step, computed in enumerate(gamma) if not computed}
+    ledger = Ledger(context, FILL * free_bytes(pipe.unet.device))
+    kind = PROCESSORS[knobs.keep, context.trace is not None]
+    with ExitStack() as exits:
+        exits.callback(context.frozen.difference_update, frozen - context.frozen)
+        context.frozen |= frozen
+        for name, attn, _ in layers:
+            exits.enter_context(replaced(attn, processor=kind(attn.processor, name, gamma, context, ledger)))
+        yield pipe

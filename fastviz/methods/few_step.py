@@ -21,9 +21,10 @@ ROLE = "scheduler"
 class Knobs:
     """steps = 0 keeps the request's own number of steps; match names a row whose time decides instead."""
     solver: str = choice("dpm", {"ddim": "DDIM", "dpm": "DPM-Solver++ 2M", "unipc": "UniPC"},
-                         "The rule for one step. DDIM is the full model's own; the other two look back one step.")
+                         "The rule for one step. DDIM is the full model's own and looks at one step alone; the other two "
+                         "look back at the step before, and so can take larger ones.")
     steps: int = number(15, 0, 100, "Fewer is faster and further from the full model. 0 keeps the full number.")
-    match: str = text("", "Name of a row, such as tome: takes as many steps as fit into that row's time.")
+    match: str = text("", "Name of a row, such as tome: takes the number of steps that comes closest to that row's time.")
 
 
 NEUTRAL = Knobs(solver="ddim", steps=0)
@@ -32,8 +33,8 @@ NEUTRAL = Knobs(solver="ddim", steps=0)
 def plan(knobs, steps, seconds=None, per_step=None, fixed=0.0):
     """The number of steps that a row with these knobs takes.
 
-    steps: the request's; seconds: time of the row named by `match`; per_step: the full model's time of one step;
-    fixed: its time outside the steps. Never more than `steps`, never fewer than 1.
+    steps: the request's. For a row with `match`, all in s: seconds: time of the row that it names; per_step: the full
+    model's time of one step; fixed: its time outside the steps. Never more than `steps`, never fewer than 1.
     """
     if knobs.match:
         return max(1, min(steps, round((seconds - fixed) / per_step)))
@@ -41,7 +42,7 @@ def plan(knobs, steps, seconds=None, per_step=None, fixed=0.0):
 
 
 def scheduler(solver, config):
-    """A fresh scheduler of the chosen kind with the betas and the spacing of `config`."""
+    """A fresh scheduler of the chosen kind with the betas and the spacing of `config`: none carries over what it saw."""
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
     if solver == "ddim":
@@ -51,12 +52,17 @@ def scheduler(solver, config):
     return UniPCMultistepScheduler.from_config(config)
 
 
+def kinds(knobs, steps):
+    """One label per step: all steps do the same work."""
+    return (knobs.solver,) * steps
+
+
 @contextmanager
 def attach(pipe, knobs, context):
     """Modifications:
      - pipe.scheduler
-    The number of steps is the run's own: see `plan`."""
-    for step in range(context.steps):
-        context.acted[KEY].add(("scheduler", step))
+    The number of steps is the run's own: see `plan`. With neutral knobs the fresh scheduler is the full model's."""
+    if knobs != NEUTRAL:
+        context.acted[KEY] |= {("scheduler", step) for step in range(context.steps)}
     with replaced(pipe, scheduler=scheduler(knobs.solver, pipe.scheduler.config)):
         yield pipe

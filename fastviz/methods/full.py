@@ -18,6 +18,11 @@ class Knobs:
 NEUTRAL = Knobs()
 
 
+def kinds(knobs, steps):
+    """One label per step: all steps do the same work."""
+    return ("full",) * steps
+
+
 @contextmanager
 def attach(pipe, knobs, context):
     yield pipe

@@ -1,23 +1,223 @@
-"""Being written."""
+"""Similar tokens are merged before an attention and copied back after it.
 
-from contextlib import contextmanager
+Changed: the forward functions of the U-Net's transformer blocks. Bolya and Hoffman, Token Merging for Fast Stable
+Diffusion, arXiv 2303.17604. Beyond the paper: the draw belongs to (seed, step, block), levels are counted from the
+finest grid that has attention, the match can serve several steps, and a floor keeps dissimilar tokens apart.
+"""
+
+import hashlib
+import math
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..knobs import number, switch
+from ..patch import replaced, transformer_blocks
+
 KEY = "tome"
-TITLE = "tome"
-SAYS = ""
-PAPER = None
+TITLE = "Token merging"
+SAYS = "Merges tokens that look alike before attention and copies the result back to each of them."
+PAPER = ("Bolya and Hoffman, Token Merging for Fast Stable Diffusion", "https://arxiv.org/abs/2303.17604")
 ROLE = "patch"
+
+OFF = -1.0  # the floor that every cosine reaches
 
 
 @dataclass(frozen=True)
 class Knobs:
-    """Being written."""
+    """ratio = 0 is the full model."""
+    ratio: float = number(0.5, 0.0, 0.95, "Share of the tokens that merge. More is faster and coarser; at most all but one "
+                          "token of each cell, 0.75 for cells of 2 x 2.")
+    max_downsample: int = number(1, 1, 8, "Merges on grids reduced up to this factor. More reaches deeper levels, where "
+                                 "there is less to save and more to lose.")
+    merge_cross: bool = switch(False, "Merges for cross-attention too. A little faster, and details drift.")
+    merge_mlp: bool = switch(False, "Merges for the feed-forward layers too. Faster, and visibly coarser.")
+    sx: int = number(2, 1, 8, "Width of the cell, in tokens, that keeps one token for the others to merge into.", tinker=True)
+    sy: int = number(2, 1, 8, "Height of that cell.", tinker=True)
+    random: bool = switch(True, "Keeps a random token of each cell; off: always its top left one.", tinker=True)
+    merge_self: bool = switch(True, "Merges for self-attention, where the cost grows with the square of the tokens.", tinker=True)
+    every: int = number(1, 1, 100, "Matches anew every so many steps. More saves time in matching, and the match ages.", tinker=True)
+    floor: float = number(OFF, OFF, 1.0, "Cosine similarity below which tokens stay apart, whatever the ratio. More is slower "
+                          "and closer to the full model; -1 merges all.", tinker=True)
+    finest: bool = switch(True, "Counts downsampling from the finest grid that has attention; off: from the latents, as "
+                          "the paper does, which on some models leaves nothing to merge.", tinker=True)
 
 
-NEUTRAL = Knobs()
+NEUTRAL = Knobs(ratio=0.0)
+
+
+# Which tokens merge, section 3 of the paper
+
+def generator(seed, step, name):
+    """A CPU generator that belongs to this seed, step and block and to no other."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{name}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+def draw(size, sx, sy, source=None):
+    """One destination for each whole cell of sx x sy tokens: (D,) positions in a grid of (h, w), on the CPU.
+
+    source: generator of the places within the cells; None takes the top left. Tokens beyond the last whole cell are
+    never destinations. A cell is no larger than the grid.
+    """
+    h, w = size
+    sy, sx = min(sy, h), min(sx, w)
+    cells = (h // sy, w // sx)
+    place = torch.zeros(cells, dtype=torch.long) if source is None else torch.randint(sy * sx, cells, generator=source)
+    row = torch.arange(cells[0])[:, None] * sy + place // sx
+    column = torch.arange(cells[1]) * sx + place % sx
+    return (row * w + column).flatten()
+
+
+def others(dst, tokens):
+    """The positions out of 0..tokens-1 that are not in `dst`: the sources (S,), ascending."""
+    free = torch.ones(tokens, dtype=torch.bool)
+    free[dst] = False
+    return free.nonzero().flatten()
+
+
+def nearest(x, src, dst):
+    """For each source its most similar destination: cosine (B, S) and index into dst (B, S). x: (B, N, C)."""
+    x = F.normalize(x, dim=-1)
+    scores = x.index_select(1, src) @ x.index_select(1, dst).transpose(1, 2)  # (B, S, D)
+    return scores.max(-1)
+
+
+def assign(similarity, partner, src, dst, r):
+    """The merged token that each token belongs to: (B, N) in 0..N-r-1. The r most similar sources merge.
+
+    Merged tokens are ordered as unmerged sources, then destinations.
+    """
+    left = len(src) - r
+    merged = torch.zeros_like(partner, dtype=torch.bool).scatter(1, similarity.topk(r).indices, True)
+    of_src = torch.where(merged, left + partner, (~merged).cumsum(1) - 1)
+    of_dst = (left + torch.arange(len(dst), device=dst.device)).expand(len(partner), -1)
+    return torch.cat([of_src, of_dst], 1).index_select(1, torch.cat([src, dst]).argsort())
+
+
+def rows(slot, merged):
+    """Positions of tokens among the merged tokens of the whole batch (B * N,), and the same as bags for `merge`:
+    the tokens in order of their bag (B * N,), and where each of the B * merged bags begins."""
+    batch = torch.arange(len(slot), device=slot.device)[:, None]
+    flat = (slot + merged * batch).flatten()
+    ordered, members = flat.sort(stable=True)
+    return flat, members, torch.searchsorted(ordered, torch.arange(len(slot) * merged, device=slot.device))
+
+
+def merge(x, members, starts):
+    """Means of tokens: (B, N, C) -> (B, N - r, C). One pooled gather: on a GPU, too, it adds in a fixed order."""
+    return F.embedding_bag(members, x.flatten(0, 1), starts, mode="mean").unflatten(0, (len(x), -1))
+
+
+def unmerge(y, flat):
+    """Each token gets what its merged token got: (B, N - r, C) -> (B, N, C)."""
+    return y.flatten(0, 1).index_select(0, flat).unflatten(0, (len(y), -1))
+
+
+def count(ratio, size, sx, sy):
+    """r, how many of the h * w tokens merge: the ratio, rounded down, but never a destination."""
+    tokens = size[0] * size[1]
+    return min(int(tokens * ratio), tokens - len(draw(size, sx, sy)))
+
+
+# The block
+
+class Merging:
+    """One transformer block's match, made from the block's input and shared by its parts.
+
+    Modifications:
+     - block.forward matches first, on steps where a new match is due
+     - forward of the parts that merge: merge before, unmerge after
+    """
+
+    def __init__(self, name, size, knobs, context):
+        self.name, self.size, self.knobs, self.context = name, size, knobs, context
+        self.r = count(knobs.ratio, size, knobs.sx, knobs.sy)
+        self.since = self.match = None
+        self.parts = [part for part, on in (("self", knobs.merge_self), ("cross", knobs.merge_cross)) if on]
+
+    def due(self, step):
+        """A match is kept on steps that reuse an attention between merge and unmerge: its map indexes these tokens."""
+        if self.since is None:
+            return True
+        return step - self.since >= self.knobs.every and not any((step, part) in self.context.frozen for part in self.parts)
+
+    def renew(self, x, step):
+        """Makes the match for x (B, N, C)."""
+        knobs, tokens = self.knobs, self.size[0] * self.size[1]
+        if x.shape[1] != tokens:
+            raise ValueError(f"{self.name} has {x.shape[1]} tokens where {self.size[0]} x {self.size[1]} were expected")
+        dst = draw(self.size, knobs.sx, knobs.sy, generator(self.context.seed, step, self.name) if knobs.random else None)
+        self.src, self.dst = torch.cat([others(dst, tokens), dst]).to(x.device).tensor_split([tokens - len(dst)])
+        self.similarity, partner = nearest(x, self.src, self.dst)
+        r = self.r if knobs.floor == OFF else self.allowed()
+        self.slot = assign(self.similarity, partner, self.src, self.dst, r)
+        self.merged, self.since = r, step
+        self.match = rows(self.slot, tokens - r)
+
+    def allowed(self):
+        """At most r, and no more than reach the floor in every half of the batch. On the meta device, where nothing is
+        known about similarity, none: the work that is counted there is then never less than the work that is done."""
+        reached = (self.similarity >= self.knobs.floor).sum(1).min()
+        return 0 if reached.is_meta else min(self.r, int(reached))
+
+    def prepare(self, x):
+        step = self.context.step
+        if self.due(step):
+            self.renew(x, step)
+        if self.merged:
+            self.context.acted[KEY].add((self.name, step))
+
+    def block(self, forward):
+        def matched(hidden_states, *args, **kwargs):
+            self.prepare(hidden_states)
+            return forward(hidden_states, *args, **kwargs)
+        return matched
+
+    def part(self, forward):
+        def merged(hidden_states, *args, **kwargs):
+            if not self.merged:
+                return forward(hidden_states, *args, **kwargs)
+            flat, members, starts = self.match
+            return unmerge(forward(merge(hidden_states, members, starts), *args, **kwargs), flat)
+        return merged
+
+
+class RecordedMerging(Merging):
+    """Adds, for a traced run, at every step and block: the merged token of each token (h, w), the positions of the
+    destinations, tokens in and out, and the cosines of the merged pairs; of the conditional half of the batch."""
+
+    def prepare(self, x):
+        super().prepare(x)
+        add, step = self.context.trace.add, self.context.step
+        add("tome.labels", step, self.name, self.slot[-1].view(self.size).int())
+        add("tome.destinations", step, self.name, self.dst.int())
+        add("tome.tokens", step, self.name, np.array([x.shape[1], x.shape[1] - self.merged], np.int32))
+        add("tome.similarity", step, self.name, self.similarity[-1].topk(self.merged).values.half())
+
+
+def active(unet, grid, knobs):
+    """[(name, block, (h, w))] of the blocks whose grid is within max_downsample and where at least one token merges."""
+    blocks = transformer_blocks(unet, grid)
+    finest = max((h * w for _, _, (h, w) in blocks), default=0) if knobs.finest else grid[0] * grid[1]
+    return [(name, block, (h, w)) for name, block, (h, w) in blocks
+            if math.ceil(math.sqrt(finest // (h * w))) <= knobs.max_downsample and count(knobs.ratio, (h, w), knobs.sx, knobs.sy)]
 
 
 @contextmanager
 def attach(pipe, knobs, context):
-    yield pipe
+    """Modifications, in every active block; none when nothing would merge:
+     - block.forward, and forward of attn1, attn2 and ff as far as they merge
+    """
+    kind = RecordedMerging if context.trace is not None else Merging
+    wanted = [part for part, on in (("attn1", knobs.merge_self), ("attn2", knobs.merge_cross), ("ff", knobs.merge_mlp)) if on]
+    with ExitStack() as exits:
+        for name, block, size in active(pipe.unet, context.grid, knobs) if wanted else []:
+            merging = kind(name, size, knobs, context)
+            exits.enter_context(replaced(block, forward=merging.block(block.forward)))
+            for part in (getattr(block, part) for part in wanted):
+                exits.enter_context(replaced(part, forward=merging.part(part.forward)))
+        yield pipe
