@@ -1,1 +1,221 @@
-"""One method on one request -> Run: lock, warm-up, timed repeats, traced run, cancel. The only clock."""
+"""One stack of methods on one request -> Run: the lock, the noise, the only clock, peak memory, stop, out of memory."""
+
+import copy
+import ctypes
+import gc
+import threading
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from .methods import attached
+from .patch import Refused, replaced
+from .trace import Context, Trace
+
+LOCK = threading.Lock()  # a pipeline serves one run at a time
+WARM_UP_STEPS = 2  # the second one reaches what only happens with a past: multistep solvers, reuse
+
+
+class Stopped(Exception):
+    """The run ended because `stop()` returned True."""
+
+
+class Failed(RuntimeError):
+    """The run could not be finished; the text is one sentence for people."""
+
+
+@dataclass
+class Run:
+    """What one run gave. latents: (1, 4, h, w) float on the CPU; text, steps (one per sampling step), decode: seconds;
+    acted: method key -> (blocks, steps) in which it changed something; peak_bytes: memory above what was in use before,
+    None where the system does not tell."""
+    latents: torch.Tensor
+    image: Image.Image
+    text: float
+    steps: list
+    decode: float
+    acted: dict
+    peak_bytes: int | None
+    trace: Trace | None
+
+    @property
+    def seconds(self):
+        return self.text + sum(self.steps) + self.decode
+
+
+def noise(pipe, request):
+    """The latents (1, 4, h, w) that every row of a request starts from: drawn on the CPU, so equal on every device."""
+    side = request.size // pipe.vae_scale_factor
+    shape = (1, pipe.unet.config.in_channels, side, side)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(request.seed)).to(pipe.unet.dtype)
+
+
+def guided(pipe, request):
+    """Whether the pipeline runs the U-Net on a pair, without and with the prompt."""
+    return request.guidance > 1 and pipe.unet.config.time_cond_proj_dim is None
+
+
+class Clock:
+    """Marks points in time and waits for the device only at the end. On a GPU the marks are events in its stream."""
+
+    def __init__(self, device):
+        self.device, self.marks = device, []
+        self.synchronise()
+
+    def synchronise(self):
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    def mark(self):
+        if self.device.type == "cpu":
+            self.marks.append(time.perf_counter())
+        else:
+            event = torch.Event(self.device, enable_timing=True)
+            event.record()
+            self.marks.append(event)
+
+    def spans(self):
+        """Seconds from each even mark to the odd one after it."""
+        self.synchronise()
+        if self.device.type == "cpu":
+            return [end - start for start, end in zip(self.marks[::2], self.marks[1::2])]
+        return [start.elapsed_time(end) / 1000 for start, end in zip(self.marks[::2], self.marks[1::2])]
+
+
+class Peak:
+    """The most memory in use since this was made, above what was in use then: of the allocator on a GPU, of the process
+    (resident set) on Linux. `bytes` gives None elsewhere."""
+
+    def __init__(self, device):
+        self.accelerated = device.type in ("cuda", "xpu")
+        if self.accelerated:
+            torch.accelerator.reset_peak_memory_stats()
+        self.start = torch.accelerator.memory_allocated() if self.accelerated else resident_at_start()
+
+    def bytes(self):
+        if self.accelerated:
+            return torch.accelerator.max_memory_allocated() - self.start
+        return self.start and max(0, high_water() - self.start)
+
+
+def resident_at_start():
+    """Gives free heap back to the system, or an earlier run's would hide this one's needs, sets the process's high-water
+    mark to its resident set and returns it in bytes. None where /proc does not offer that."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        return high_water()
+    except (OSError, AttributeError, StopIteration):
+        return None
+
+
+def high_water():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+
+@contextmanager
+def turn(stop):
+    """The pipeline's lock, given up waiting for when `stop()` says so."""
+    while not LOCK.acquire(timeout=0.2):
+        if stop and stop():
+            raise Stopped
+    try:
+        yield
+    finally:
+        LOCK.release()
+
+
+def generate(pipe, request, stack, steps, *, on_step=None, stop=None, trace=None):
+    """Runs `stack`, a tuple of Knobs, for `steps` sampling steps -> Run. The picture of the full model is, bit for bit,
+    that of `pipe(prompt, height, width, num_inference_steps=steps, guidance_scale=..., latents=noise(pipe, request))`.
+
+    on_step(i, steps): called after step i = 1, 2, ..., outside the clock; stop(): asked after every step, True raises
+    Stopped; trace: a Trace to fill, which costs time. The pipeline is left as it was after any exit.
+    Raises Failed when memory runs out or the device is lost.
+    """
+    with turn(stop):
+        try:
+            return sample(pipe, request, stack, steps, on_step, stop, trace)
+        except (MemoryError, RuntimeError) as error:
+            sentence = failure(error, request)
+            if not sentence:
+                raise
+    free()  # out here: inside the except block the error's traceback keeps the tensors of the run alive
+    raise Failed(sentence)
+
+
+def failure(error, request):
+    """The sentence for an error that is the machine's, not the program's, or None."""
+    text = str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in text:
+        return f"Out of memory at {request.size} px: choose a smaller size, or close what else uses this device."
+    if isinstance(error, torch.AcceleratorError):
+        return "The device stopped answering: start the program again."
+    return None
+
+
+def free():
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+
+
+def sample(pipe, request, stack, steps, on_step, stop, trace):
+    start = noise(pipe, request)
+    context = Context(steps, request.seed, tuple(start.shape[2:]), trace=trace)
+    pipe = copy.copy(pipe)  # a call leaves its arguments on the pipeline object: let it leave them on a copy
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    with replaced(pipe, scheduler=scheduler, _progress_bar_config={"disable": True}), \
+            attached(pipe, stack, context) as ready:
+        memory, clock = Peak(ready.device), Clock(ready.device)
+        latents, image = timed(ready, request, start, clock, context, on_step, stop)
+        text, *times, decode = clock.spans()
+        peak = memory.bytes()
+    acted = {key: (len({layer for layer, _ in cells}), len({step for _, step in cells}))
+             for key, cells in context.acted.items() if cells}
+    return Run(latents.float().cpu(), image, text, times, decode, acted, peak, trace)
+
+
+def timed(pipe, request, latents, clock, context, on_step, stop):
+    """The part under the clock: marks around the text encoder, every step and the decoder. -> (last latents, picture)"""
+    def step_done(_, i, timestep, tensors):
+        nonlocal latents
+        clock.mark()
+        latents, context.step = tensors["latents"], i + 1
+        if on_step:
+            on_step(i + 1, context.steps)
+        if stop and stop():
+            raise Stopped
+        clock.mark()
+        return {}
+
+    clock.mark()
+    with torch.no_grad():
+        prompt, negative = pipe.encode_prompt(request.prompt, pipe.device, 1, guided(pipe, request))
+    clock.mark()
+    clock.mark()
+    image = pipe(
+        prompt_embeds=prompt, negative_prompt_embeds=negative, latents=latents, height=request.size, width=request.size,
+        num_inference_steps=context.steps, guidance_scale=request.guidance, callback_on_step_end=step_done).images[0]
+    clock.mark()
+    return latents, image
+
+
+def warm(pipe, request, stack, *, stop=None):
+    """Pays for what only a first run costs: kernels chosen, memory grown. A run of two steps -> its Run; None when a
+    method refuses so few, as one with a schedule of its own does: then the first two of the request's steps."""
+    few, done = min(WARM_UP_STEPS, request.steps), []
+    try:
+        return generate(pipe, request, stack, few, stop=stop)
+    except Refused:
+        with suppress(Stopped):
+            generate(pipe, request, stack, request.steps, on_step=lambda i, n: done.append(i),
+                     stop=lambda: len(done) == few or bool(stop and stop()))
+    if stop and stop():
+        raise Stopped
+    return None

@@ -6,6 +6,8 @@ A method is a module with
     ROLE                        "patch" (edits the pipeline), "scheduler" or "weights": two of the last kinds never stack
     Knobs, NEUTRAL              its settings; the ones that make it equal the full model bit for bit
     attach(pipe, knobs, context)  context manager that yields the pipeline to run
+    kinds(knobs, steps)         optional: one label per sampling step; steps of equal labels do equal work, and cost.py
+                                executes only the first of each. Without it, all are executed.
 """
 
 from contextlib import ExitStack, contextmanager

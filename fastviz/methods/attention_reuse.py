@@ -76,6 +76,12 @@ def sources(gamma):
     return tuple(found)
 
 
+def kinds(knobs, steps):
+    """One label per step, equal labels for equal work: computes or reuses, and whether the next one reuses."""
+    gamma = gamma_of(knobs, steps)
+    return tuple(zip(gamma, (*gamma[1:], 1)))
+
+
 # The arithmetic of diffusers' AttnProcessor2_0 on (B, N, C), in two halves
 
 def inputs(attn, x, context):

@@ -123,6 +123,11 @@ def count(ratio, size, sx, sy):
     return min(int(tokens * ratio), tokens - len(draw(size, sx, sy)))
 
 
+def kinds(knobs, steps):
+    """One label per step, equal labels for equal work: all the same, unless a match serves several steps."""
+    return ("match",) * steps if knobs.every == 1 else tuple(range(steps))
+
+
 # The block
 
 class Merging:

@@ -1,0 +1,146 @@
+"""FLOPs of a stack of methods, counted from the operations that it executes on the meta device: no data, no time.
+
+Counted are matrix products, attention and convolutions, two per multiply-add, with torch's own formulas; element-wise
+operations and normalisations are not, as everywhere in the field.
+"""
+
+import copy
+import functools
+import threading
+from contextlib import contextmanager
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from .methods import attached, method_of
+from .models import quiet
+from .patch import replaced
+from .run import guided
+from .trace import Context
+
+KEPT = 256  # counts that are remembered
+counted, lock = {}, threading.Lock()
+
+
+class Flops(TorchDispatchMode):
+    """Adds up FLOPs as torch's FlopCounterMode does, but faster: on the meta device the result of an operation without
+    side effects depends on shapes alone, so it is worked out once and remembered."""
+
+    def __init__(self):
+        super().__init__()
+        self.total, self.memo = 0, {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        key = signature(func, args, kwargs)
+        if key in self.memo:
+            flops, outs, single = self.memo[key]
+            out = [torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in outs]
+            out = out[0] if single else tuple(out)
+        else:
+            out = func(*args, **kwargs)
+            formula = flop_registry.get(func._overloadpacket)
+            flops = formula(*args, **kwargs, out_val=out) if formula else 0
+            outs = [out] if isinstance(out, torch.Tensor) else out
+            if key and isinstance(outs, (list, tuple)) and all(isinstance(one, torch.Tensor) and one.is_meta for one in outs):
+                self.memo[key] = flops, [describe(one) for one in outs], outs is not out
+        self.total += flops
+        return out
+
+
+@functools.cache
+def pure(func):
+    """Whether an operation neither changes an argument nor shares memory with one."""
+    return not func._schema.is_mutable and all(result.alias_info is None for result in func._schema.returns)
+
+
+def signature(func, args, kwargs):
+    """What the result of `func` depends on, or None where that is more than shapes."""
+    if not pure(func):
+        return None
+    try:
+        key = func, describe(args), describe(tuple(kwargs.items()))
+        hash(key)
+        return key
+    except TypeError:
+        return None
+
+
+def describe(value):
+    if isinstance(value, torch.Tensor):
+        if not value.is_meta:
+            raise TypeError("this tensor has values, and they may count")
+        return tuple(value.shape), value.stride(), value.dtype
+    return tuple(map(describe, value)) if isinstance(value, (list, tuple)) else (type(value), value)
+
+
+networks = {}  # configurations of a pipeline -> its networks on the meta device
+
+
+@contextmanager
+def on_meta(pipe):
+    """A copy of the pipeline object with the networks of its configurations, but no weights."""
+    key = configuration(pipe)
+    if key not in networks:
+        with quiet(), torch.device("meta"):
+            parts = dict(unet=type(pipe.unet).from_config(pipe.unet.config), vae=type(pipe.vae).from_config(pipe.vae.config),
+                         text_encoder=type(pipe.text_encoder)(pipe.text_encoder.config))
+        networks[key] = {name: part.eval().requires_grad_(False) for name, part in parts.items()}
+    with replaced(copy.copy(pipe), **networks[key]) as bare:
+        yield bare
+
+
+def configuration(pipe):
+    return pipe.unet.to_json_string(), pipe.vae.to_json_string(), pipe.text_encoder.config.to_json_string()
+
+
+def kinds(stack, steps):
+    """One label per step; steps with equal labels do equal work. From the methods' `kinds(knobs, steps)`; the steps of a
+    method that has none all count as different."""
+    apart = [getattr(method_of(knobs), "kinds", lambda knobs, steps: range(steps))(knobs, steps) for knobs in stack]
+    return list(zip(*apart, strict=True))
+
+
+def flops(pipe, request, stack, steps):
+    """FLOP of one picture: {"text": F, "steps": (F per step, ...), "decoder": F}. Counted once per model, size, guidance,
+    stack and number of steps; a step that repeats an earlier kind of step is not executed again."""
+    key = configuration(pipe), request.size, guided(pipe, request), stack, steps
+    with lock:
+        if key not in counted:
+            if len(counted) >= KEPT:
+                counted.pop(next(iter(counted)))
+            counted[key] = count(pipe, request, stack, steps)
+        return counted[key]
+
+
+@torch.no_grad()
+def count(pipe, request, stack, steps):
+    side, pair, mode = request.size // pipe.vae_scale_factor, guided(pipe, request), Flops()
+    latents = torch.empty(1, pipe.unet.config.in_channels, side, side, device="meta")
+    context = Context(steps, request.seed, (side, side))
+    with on_meta(pipe) as bare, mode:
+        prompt, negative = bare.encode_prompt(request.prompt, torch.device("meta"), 1, pair)
+        text = mode.total
+        bare.vae.decode(latents)
+        decoder = mode.total - text
+        prompt, latents = (torch.cat([negative, prompt]), torch.cat([latents] * 2)) if pair else (prompt, latents)
+        with attached(bare, stack, context) as ready:
+            per_step = count_steps(ready.unet, latents, prompt, context, kinds(stack, steps), mode)
+    return {"text": text, "steps": per_step, "decoder": decoder}
+
+
+def count_steps(unet, latents, prompt, context, labels, mode):
+    """FLOP of every step: executed for the first step of each label."""
+    timestep, found = torch.empty((), dtype=torch.long, device="meta"), {}
+    for context.step, label in enumerate(labels):
+        if label not in found:
+            before = mode.total
+            unet(latents, timestep, encoder_hidden_states=prompt)
+            found[label] = mode.total - before
+    return tuple(found[label] for label in labels)
+
+
+def total(counts):
+    """FLOP of the whole picture from what `flops` gave."""
+    return counts["text"] + sum(counts["steps"]) + counts["decoder"]
