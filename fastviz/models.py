@@ -143,8 +143,7 @@ def quiet():
 
 def read(model):
     """Loads `model` from its folder: verified, safetensors only, no network, no code but diffusers' own."""
-    fault = check(model.folder) or torchvision_fault()
-    if fault:
+    for fault in filter(None, (check(model.folder), torchvision_fault())):
         log.warning("%s", fault)
     import torch
     from diffusers import DiffusionPipeline
@@ -190,9 +189,9 @@ def load_clip():
     torchvision_fault()
     from transformers import CLIPModel, CLIPProcessor
 
-    local = dict(revision=revision, local_files_only=True)
-    model = CLIPModel.from_pretrained(name, use_safetensors=True, **local)
-    return model.eval().requires_grad_(False), CLIPProcessor.from_pretrained(name, **local)
+    folder = Path(path).parent
+    model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    return model.eval().requires_grad_(False), CLIPProcessor.from_pretrained(folder, local_files_only=True)
 
 
 @functools.cache
