@@ -32,7 +32,7 @@ class Failed(RuntimeError):
 class Run:
     """What one run gave. latents: (1, 4, h, w) float on the CPU; text, steps (one per sampling step), decode: seconds;
     acted: method key -> (blocks, steps) in which it changed something; peak_bytes: memory above what was in use before,
-    None where the system does not tell."""
+    None where the system does not tell; kept_bytes: method key -> what it carried from step to step."""
     latents: torch.Tensor
     image: Image.Image
     text: float
@@ -40,6 +40,7 @@ class Run:
     decode: float
     acted: dict
     peak_bytes: int | None
+    kept_bytes: dict
     trace: Trace | None
 
     @property
@@ -178,7 +179,7 @@ def sample(pipe, request, stack, steps, on_step, stop, trace):
         peak = memory.bytes()
     acted = {key: (len({layer for layer, _ in cells}), len({step for _, step in cells}))
              for key, cells in context.acted.items() if cells}
-    return Run(latents.float().cpu(), image, text, times, decode, acted, peak, trace)
+    return Run(latents.float().cpu(), image, text, times, decode, acted, peak, dict(context.kept_bytes), trace)
 
 
 def timed(pipe, request, latents, clock, context, on_step, stop):
