@@ -76,10 +76,15 @@ def sources(gamma):
     return tuple(found)
 
 
+def stored(gamma):
+    """For each step whether what it computes is kept: the next one reuses."""
+    return tuple(bool(now and not after) for now, after in zip(gamma, (*gamma[1:], 1)))
+
+
 def kinds(knobs, steps):
-    """One label per step, equal labels for equal work: computes or reuses, and whether the next one reuses."""
+    """One label per step, equal labels for equal work."""
     gamma = gamma_of(knobs, steps)
-    return tuple(zip(gamma, (*gamma[1:], 1)))
+    return tuple("store" if store else "compute" if now else "reuse" for now, store in zip(gamma, stored(gamma)))
 
 
 # The arithmetic of diffusers' AttnProcessor2_0 on (B, N, C), in two halves
@@ -159,8 +164,7 @@ class MapReuse:
 
     def __init__(self, before, name, gamma, context, ledger):
         self.before, self.name, self.gamma, self.context, self.ledger = before, name, gamma, context, ledger
-        self.stores = tuple(now and not after for now, after in zip(gamma, (*gamma[1:], 1)))
-        self.kept = None
+        self.stores, self.kept = stored(gamma), None
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **others):
         step = self.context.step
@@ -169,9 +173,9 @@ class MapReuse:
             return self.again(attn, hidden_states, encoder_hidden_states)
         if step == 0:
             self.ledger.enter(self.name, self.size(attn, hidden_states, encoder_hidden_states))
-        self.kept = None  # frees the old map before the new one is made
         output = self.before(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **others)
         if self.stores[step]:
+            self.kept = None  # frees the old map before the new one is made
             self.kept = self.keep(attn, hidden_states, encoder_hidden_states, attention_mask, output)
         return output
 
