@@ -1,6 +1,7 @@
 """What a person may ask for: Request, its bounds, and every sentence that refuses one."""
 
 import dataclasses
+import re
 import unicodedata
 from dataclasses import dataclass
 
@@ -12,6 +13,10 @@ STEPS = (1, 100)
 GUIDANCE = (1.0, 20.0)
 REPEATS = (1, 20)
 ROWS = 12
+METHODS_LENGTH = 10_000  # characters; the longest text that stack_text writes for ROWS rows is shorter
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
+REFUSED_KINDS = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control, surrogate, line and paragraph separators
+REFUSED = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # turn the direction of the text around them
 
 
 class BadRequest(ValueError):
@@ -32,18 +37,32 @@ def check_prompt(prompt):
         raise BadRequest("prompt", "Type a prompt first, for example: a cat and a pizza on the beach.")
     if len(prompt) > PROMPT_LENGTH:
         raise BadRequest("prompt", f"The prompt is too long: keep it within {PROMPT_LENGTH} characters.")
-    if any(unicodedata.category(c) in ("Cc", "Cs", "Co", "Cn") or c in "\u202a\u202b\u202d\u202e\u2066\u2067\u2068" for c in prompt):
+    if any(unicodedata.category(c) in REFUSED_KINDS or c in REFUSED for c in prompt):
         raise BadRequest("prompt", "The prompt contains control characters: retype it as plain text on one line.")
     return prompt
 
 
 def check_number(field, name, value, low, high, kind):
     """`value` as an int or float within low..high. Text, bool, NaN and a fraction for an int are refused."""
-    whole = kind is int
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or (whole and value != value // 1) or not low <= value <= high:
-        raise BadRequest(field, f"{name} must be a {'whole ' if whole else ''}number from {low:g} to {high:g}."
-                         if high < 1e6 else f"{name} must be a whole number from {low} to {high}.")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not low <= value <= high or (kind is int and value != int(value)):
+        raise BadRequest(field, f"{name} must be a {'whole ' if kind is int else ''}number from {low} to {high}.")
     return kind(value)
+
+
+def read_number(text):
+    """The number that `text` spells in ASCII, an int when it has only digits, or None."""
+    text = text.strip()
+    if len(text) > 40 or not NUMBER.fullmatch(text):
+        return None
+    return int(text) if text.lstrip("+-").isdigit() else float(text)
+
+
+def check_text(name, value):
+    """`value` without spaces at its ends. Brackets and commas are refused: they part settings and rows."""
+    if not isinstance(value, str) or len(value) > PROMPT_LENGTH or set(value) & set("(),"):
+        raise BadRequest("methods", f"{name} must be text of at most {PROMPT_LENGTH} characters without brackets and commas.")
+    return value.strip()
 
 
 def check_knobs(knobs):
@@ -54,12 +73,12 @@ def check_knobs(knobs):
         name = f"{method.TITLE}: {field.name}"
         if told["kind"] == "number":
             value = check_number("methods", name, value, told["low"], told["high"], type(field.default))
-        elif told["kind"] == "choice" and value not in told["options"]:
+        elif told["kind"] == "choice" and not (isinstance(value, str) and value in told["options"]):
             raise BadRequest("methods", f"{name} must be one of {', '.join(told['options'])}.")
         elif told["kind"] == "switch" and not isinstance(value, bool):
             raise BadRequest("methods", f"{name} must be true or false.")
-        elif told["kind"] == "text" and not (isinstance(value, str) and len(value) <= PROMPT_LENGTH):
-            raise BadRequest("methods", f"{name} must be text of at most {PROMPT_LENGTH} characters.")
+        elif told["kind"] == "text":
+            value = check_text(name, value)
         values[field.name] = value
     knobs = type(knobs)(**values)
     try:
@@ -107,10 +126,10 @@ def read_value(name, field, text):
         return text.lower() == "true"
     if kind != "number":
         return text
-    try:
-        return type(field.default)(text) if text.isascii() else float("nan")
-    except ValueError:
-        raise BadRequest("methods", f"{name} must be a number; got {text[:20]!r}.") from None
+    value = read_number(text)
+    if value is None:
+        raise BadRequest("methods", f"{name} must be a number; got {text[:20]!r}.")
+    return value
 
 
 def parse_stack(text):
@@ -126,6 +145,11 @@ def stack_text(stack):
                 if (v := getattr(knobs, f.name)) != f.default]
         parts.append(method_of(knobs).KEY + (f"({','.join(told)})" if told else ""))
     return "+".join(parts)
+
+
+def methods_text(stacks):
+    """`full,few_step(steps=8),tome+attention_reuse`: what Request.methods reads back as `stacks`."""
+    return ",".join(map(stack_text, stacks))
 
 
 def stack_keys(stack):
@@ -189,12 +213,12 @@ class Request:
 def check_methods(methods):
     """A tuple of checked stacks, full model first, no stack twice, every `match` naming an earlier row."""
     if isinstance(methods, str):
-        if len(methods) > 2000:
+        if len(methods) > METHODS_LENGTH:
             raise BadRequest("methods", f"The list of methods is too long: {ROWS} rows at most.")
         methods = tuple(parse_stack(part) for part in filter(None, split(methods, ",")))
-    kinds = tuple(method.Knobs for method in METHODS)
+    kinds = {method.Knobs for method in METHODS}
     if not isinstance(methods, (tuple, list)) or not all(
-            isinstance(stack, (tuple, list)) and stack and all(isinstance(knobs, kinds) for knobs in stack) for stack in methods):
+            isinstance(stack, (tuple, list)) and stack and all(type(knobs) in kinds for knobs in stack) for stack in methods):
         raise BadRequest("methods", "Methods must be text such as full,tome or a tuple of stacks of Knobs.")
     stacks = [check_stack(stack) for stack in methods]
     full = (BY_KEY["full"].Knobs(),)
