@@ -2,16 +2,56 @@
 
 import argparse
 
+import torch
+
+STAGES = {
+    "atlas": "draw the glyphs from the colour emoji font",
+    "autoencoder": "1: train the autoencoder",
+    "decoder": "1b: train the decoder further, latents settled",
+    "judge": "2: train and export the judge",
+    "teacher": "3: train the U-Net and its text encoder",
+    "evaluate": "4: figures and contact sheet of the shipped model",
+    "export": "5: write the trained model to assets/stickers",
+}
+
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m fastviz.stickers", description=__doc__)
-    commands = parser.add_subparsers(dest="stage", required=True)
-    stage = commands.add_parser("autoencoder", help="train the autoencoder")
-    stage.add_argument("--minutes", type=float, default=20)
+    stages = parser.add_subparsers(dest="stage", required=True)
+    for name, says in STAGES.items():
+        stage = stages.add_parser(name, help=says)
+        stage.add_argument("--minutes", type=float, default=20, help="time budget of a training stage")
+        stage.add_argument("--threads", type=int, default=torch.get_num_threads())
+        if name == "teacher":
+            stage.add_argument("--cells", type=int, default=16, choices=(16, 32), help="side of the latents: windows or scenes")
+            stage.add_argument("--batch", type=int, default=32)
+            stage.add_argument("--lr", type=float, default=2e-3)
+        if name == "evaluate":
+            stage.add_argument("--count", type=int, default=64, help="prompts with one object, and as many with two")
+            stage.add_argument("--steps", type=int, default=50)
+            stage.add_argument("--guidance", type=float, default=3.0)
     args = parser.parse_args()
-    if args.stage == "autoencoder":
-        from . import autoencoder
+    torch.set_num_threads(args.threads)
+    run(args)
+
+
+def run(args):
+    from . import autoencoder, evaluate, export, judge, teacher, world
+
+    if args.stage == "atlas":
+        world.render_atlas().save(world.ATLAS, quality=92, method=6)
+    elif args.stage == "autoencoder":
         autoencoder.fit(args.minutes)
+    elif args.stage == "decoder":
+        autoencoder.fit_decoder(args.minutes)
+    elif args.stage == "judge":
+        judge.fit(args.minutes)
+    elif args.stage == "teacher":
+        teacher.fit(args.minutes, cells=args.cells, size=args.batch, lr=args.lr)
+    elif args.stage == "export":
+        export.export()
+    else:
+        evaluate.main(args.count, args.steps, args.guidance)
 
 
 if __name__ == "__main__":

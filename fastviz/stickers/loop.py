@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-WORK = Path("work/stickers")  # checkpoints and caches: ignored by git, continued from when present
+WORK = Path("training")  # checkpoints and caches: ignored by git, continued from when present
 
 
 def pace(done, warm=0.02, decay=0.25, floor=0.05):
@@ -34,7 +34,7 @@ def train(name, model, batches, loss, minutes, lr, *, optimizers=None, horizon=4
           device="cpu"):
     """Trains `model` for `minutes` and returns its moving average (eval mode) and the log.
 
-    batches: iterator; loss(model, batch) -> (scalar tensor, dict of numbers to log). `work/stickers/<name>.pt` is
+    batches: iterator; loss(model, batch) -> (scalar tensor, dict of numbers to log). `training/<name>.pt` is
     written every `save_every` seconds and continued from when present: step, hours, weights, averages, optimiser.
     report(average) -> dict is logged every `report_every` seconds.
     """

@@ -1,0 +1,151 @@
+"""The sticker world, its language, and the parts of its training that can be checked without training."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from fastviz.stickers import judge, muon, parts, teacher, words, world
+from fastviz.stickers.loop import follow, pace
+
+
+def test_every_glyph_has_ink_and_none_is_drawn_twice():
+    assert len(words.OBJECTS) == 64 and len(set(words.NOUNS.values())) == 64
+    thumbs = {name: np.asarray(world.glyph(name).resize((24, 24)), float) for name in words.OBJECTS}
+    for name, thumb in thumbs.items():
+        assert (thumb[..., 3] > 128).mean() > 0.15, name
+        nearest = min(np.abs(thumb - other).mean() for key, other in thumbs.items() if key != name)
+        assert nearest > 10, name
+
+
+def test_a_scene_is_the_same_picture_every_time_and_its_stickers_stand_on_the_latent_grid():
+    rng = random.Random(3)
+    for _ in range(50):
+        scene = world.sample(rng)
+        for s in scene.stickers:
+            assert s.full % 8 == s.x % 8 == s.y % 8 == 0
+            assert 0 <= s.x and s.x + s.full <= world.SIZE and 0 <= s.y and s.y + s.full <= world.SIZE
+    assert np.array_equal(world.render(scene), world.render(scene))
+    assert world.render(scene).size == (256, 256)
+
+
+@pytest.mark.parametrize("relation", words.RELATIONS)
+def test_a_pair_stands_as_said_and_does_not_overlap(relation):
+    rng = random.Random(4)
+    for _ in range(100):
+        sizes = rng.choices(words.SIZES, k=2)
+        a, b = world.place_pair(rng, ("cat", "dog"), sizes, relation)
+        if relation in ("left", "right"):
+            first, second = (a, b) if relation == "left" else (b, a)
+            assert first.x + first.full <= second.x
+        else:
+            first, second = (a, b) if relation == "above" else (b, a)
+            assert first.y + first.full <= second.y
+
+
+def test_training_never_shows_what_is_held_out_and_evaluation_shows_nothing_else():
+    rng = random.Random(5)
+    for _ in range(400):
+        scene = world.sample(rng, "train")
+        assert not words.held_out([s.name for s in scene.stickers], scene.background)
+        scene = world.sample(rng, "heldout", rng.choice((1, 2)))
+        assert words.held_out([s.name for s in scene.stickers], scene.background)
+
+
+def test_the_held_out_shares_are_as_promised():
+    pairs = [words.held_out([name], place) for name in words.OBJECTS for place in words.SCENERY]
+    assert 0.15 < np.mean(pairs) < 0.25
+    allowed = [(a, b, p) for a in words.OBJECTS for b in words.OBJECTS if a < b for p in words.SCENERY
+               if not words.held_out([a], p) and not words.held_out([b], p)]
+    assert 0.31 < np.mean([words.held_out([a, b], p) for a, b, p in allowed]) < 0.36
+
+
+def test_captions_hold_only_known_words_and_each_word_is_one_token():
+    tokens, rng = parts.tokenizer(), random.Random(6)
+    for word in words.vocabulary():
+        assert len(tokens(word, add_special_tokens=False).input_ids) == 1, word
+    longest = 0
+    for _ in range(500):
+        text = world.sample(rng).caption
+        assert set(text.replace(",", " ,").split()) <= set(words.vocabulary()), text
+        longest = max(longest, len(tokens(text).input_ids))
+    assert longest <= parts.LENGTH
+    assert len(tokens("astronaut", add_special_tokens=False).input_ids) > 1
+
+
+@pytest.mark.parametrize("text", ["an owl", "a unicorn", "a big owl", "an umbrella"])
+def test_articles(text):
+    size, name = (["medium", *text.split()[1:]])[-2:]
+    assert words.noun_phrase(name, size) == text
+
+
+def test_muon_makes_matrices_nearly_orthogonal():
+    torch.manual_seed(0)
+    for m, n in ((24, 60), (60, 24)):
+        values = torch.linalg.svdvals(muon.orthogonal(torch.randn(3, m, n)))
+        assert values.min() > 0.5 and values.max() < 1.3
+
+
+def test_muon_descends():
+    torch.manual_seed(0)
+    target, weight = torch.randn(8, 4, 3, 3), torch.nn.Parameter(torch.zeros(8, 4, 3, 3))
+    optimizer = muon.Muon([weight], lr=0.5, weight_decay=0)
+    for step in range(60):
+        optimizer.param_groups[0]["lr"] = 0.5 * (1 - step / 60)
+        loss = (weight - target).pow(2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.2 * target.pow(2).mean()
+
+
+def test_folding_the_batch_norms_leaves_the_judge_as_it_was():
+    torch.manual_seed(0)
+    model, pictures = judge.build(), torch.rand(2, 3, 128, 128) * 2 - 1
+    model(pictures)
+    model.eval()
+    before = model(pictures)
+    keys = set(model.state_dict())
+    judge.without_norm(model.body)
+    for a, b in zip(before, model(pictures)):
+        assert torch.allclose(a, b, atol=1e-4)
+    assert not any("running_mean" in key for key in model.state_dict()) and len(model.state_dict()) < len(keys)
+
+
+def test_cell_labels_lie_on_the_sticker():
+    scene = world.Scene("", "snow", (world.Sticker("cat", "big", 120, 64, 128),), None, 0)
+    rows, columns = torch.where(judge.labels(scene) == words.OBJECTS.index("cat"))
+    xs, ys = columns * judge.STRIDE + judge.FIRST, rows * judge.STRIDE + judge.FIRST
+    assert len(xs) >= 16 and xs.min() >= 64 and xs.max() < 192 and ys.min() >= 128 and ys.max() < 256
+
+
+def test_the_noise_loss_is_lowest_for_the_true_noise():
+    alphas = parts.scheduler().alphas_cumprod
+    loss, latents = teacher.noise_loss(alphas), torch.zeros(32, 4, 8, 8)
+
+    def perfect(noisy, t, tokens):  # with clean latents of zero the noise can be read off
+        return noisy / (1 - alphas[t]).sqrt()[:, None, None, None]
+
+    torch.manual_seed(0)
+    assert loss(perfect, (latents, None))[0] < 1e-6
+    assert loss(lambda noisy, t, tokens: 0 * noisy, (latents, None))[0] > 0.05
+
+
+def test_windows_hold_the_whole_sticker(tiny_pipe):
+    scenes = teacher.Scenes(tiny_pipe.vae, tiny_pipe.tokenizer, 0, room=16)
+    scenes.grow(8)
+    marks = torch.zeros(1, teacher.WHOLE, teacher.WHOLE)
+    for x, y, side in scenes.boxes[:8].tolist():
+        marks.zero_()
+        marks[0, y:y + side, x:x + side] = 1
+        assert scenes._cut(marks, (x, y, side), teacher.WINDOW).sum() == side * side
+    latents, tokens = scenes.draw(4, teacher.WINDOW)
+    assert latents.shape == (4, 4, 16, 16) and tokens.shape == (4, parts.LENGTH)
+
+
+def test_pace_and_average():
+    assert pace(0) == 0 and pace(0.5) == 1 and abs(pace(1) - 0.05) < 1e-6
+    model, average = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    follow(average, model, 0, horizon=10)
+    assert torch.equal(average.weight, model.weight)
