@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import tomesd
 import torch
@@ -22,11 +23,10 @@ from fastviz.trace import Context, Trace
 GRIDS = [(16, 16), (32, 32), (15, 17), (9, 8), (7, 12), (5, 3)]
 
 
-def ours(x, size, sx, sy, ratio, source=None):
+def ours(x, size, sx, sy, ratio, place=0):
     """(merge, unmerge, slot) of our match for x."""
-    tokens = size[0] * size[1]
-    dst = tome.draw(size, sx, sy, source)
-    src, r = tome.others(dst, tokens), tome.count(ratio, size, sx, sy)
+    tokens, r = size[0] * size[1], tome.count(ratio, size, sx, sy)
+    dst, src = map(torch.from_numpy, tome.split(size, sx, sy, place))
     slot = tome.assign(*tome.nearest(x, src, dst), src, dst, r)
     flat, members, starts = tome.rows(slot, tokens - r)
     return lambda x: tome.merge(x, members, starts), lambda y: tome.unmerge(y, flat), slot
@@ -51,10 +51,12 @@ def test_pairs_and_outputs_equal_tomesd(size, sx, sy, random):
     for ratio in (0.1, 0.5, 0.75):
         torch.manual_seed(h * w + sx)
         x = torch.randn(2, h * w, 24, dtype=torch.double)
-        source = torch.Generator().manual_seed(3)
+        cells, _ = tome.cells_of(size, sx, sy)
+        place = torch.randint(sy * sx, cells, generator=torch.Generator().manual_seed(3)).numpy()  # what tomesd will draw
         their_merge, their_unmerge = bipartite_soft_matching_random2d(
-            x, w, h, sx, sy, int(h * w * ratio), no_rand=not random, generator=source)
-        merge, unmerge, slot = ours(x, size, sx, sy, ratio, torch.Generator().manual_seed(3) if random else None)
+            x, w, h, sx, sy, int(h * w * ratio), no_rand=not random,
+            generator=torch.Generator().manual_seed(3))
+        merge, unmerge, slot = ours(x, size, sx, sy, ratio, place if random else 0)
         membership = their_merge(torch.eye(h * w, dtype=torch.double).expand(2, -1, -1)) > 0
         pairs = [{frozenset(row.nonzero().flatten().tolist()) for row in half} for half in membership]
         assert groups(slot) == pairs
@@ -84,12 +86,13 @@ def test_the_whole_network_equals_tomesd(tiny_pipe, parts):
 
 @settings(max_examples=60, deadline=None)
 @given(h=st.integers(1, 20), w=st.integers(1, 20), sx=st.integers(1, 8), sy=st.integers(1, 8), seed=st.integers(0, 2**32 - 1))
-def test_draw_takes_one_token_of_each_cell(h, w, sx, sy, seed):
-    dst = tome.draw((h, w), sx, sy, tome.generator(seed, 0, "block"))
-    sy, sx = min(sy, h), min(sx, w)
-    cells = {(int(i) // w // sy, int(i) % w // sx) for i in dst}
-    assert cells == {(y, x) for y in range(h // sy) for x in range(w // sx)} and len(dst) == len(cells)
-    assert sorted(torch.cat([dst, tome.others(dst, h * w)]).tolist()) == list(range(h * w))
+def test_each_cell_has_one_destination(h, w, sx, sy, seed):
+    cells, (height, width) = tome.cells_of((h, w), sx, sy)
+    assert (height, width) == (min(sy, h), min(sx, w))
+    dst, src = tome.split((h, w), sx, sy, tome.places(seed, 0, "block", cells, height * width))
+    found = [(int(i) // w // height, int(i) % w // width) for i in dst]
+    assert found == [(y, x) for y in range(h // height) for x in range(w // width)]
+    assert sorted([*dst, *src]) == list(range(h * w))
 
 
 @settings(max_examples=40, deadline=None)
@@ -108,10 +111,11 @@ def test_merging_keeps_the_mean_and_unmerging_undoes_nothing_else(h, w, ratio, s
 
 def test_the_draw_belongs_to_seed_step_and_block():
     def drawn(*key):
-        return tome.draw((16, 16), 2, 2, tome.generator(*key)).tolist()
+        return tome.places(*key, (8, 8), 4).tolist()
     keys = [(seed, step, name) for seed in (0, 1, 2**32 - 1) for step in (0, 1) for name in ("a", "b")]
     assert drawn(1, 2, "a") == drawn(1, 2, "a")
-    assert len({tuple(drawn(*key)) for key in keys}) == len(keys)
+    assert len({str(drawn(*key)) for key in keys}) == len(keys)
+    assert set(np.unique(drawn(1, 2, "a"))) == {0, 1, 2, 3}
 
 
 def networks():

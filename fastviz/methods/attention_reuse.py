@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import torch
 
 from ..knobs import choice, number, text
 from ..patch import Refused, replaced, transformer_blocks
@@ -130,6 +129,8 @@ def free_bytes(device):
     """Bytes that may still be allocated on `device`; within a container, on a CPU, up to the container's limit."""
     if device.type == "meta":
         return math.inf
+    import torch  # here, because the page builds its controls from Knobs and must not wait for it
+
     backend = getattr(torch, device.type)
     if hasattr(backend, "mem_get_info"):  # CUDA, XPU
         unused = backend.memory_reserved(device) - backend.memory_allocated(device)

@@ -3,6 +3,7 @@
 Changed: the forward functions of the U-Net's transformer blocks. Bolya and Hoffman, Token Merging for Fast Stable
 Diffusion, arXiv 2303.17604. Beyond the paper: the draw belongs to (seed, step, block), levels are counted from the
 finest grid that has attention, the match can serve several steps, and a floor keeps dissimilar tokens apart.
+torch is imported where it is used: the page builds its controls from Knobs and must not wait for it.
 """
 
 import hashlib
@@ -11,8 +12,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from ..knobs import number, switch
 from ..patch import replaced, transformer_blocks
@@ -51,36 +50,41 @@ NEUTRAL = Knobs(ratio=0.0)
 
 # Which tokens merge, section 3 of the paper
 
-def generator(seed, step, name):
-    """A CPU generator that belongs to this seed, step and block and to no other."""
+def places(seed, step, name, cells, count):
+    """Random places 0..count-1, one for each of (rows, columns) of cells. They belong to this seed, step and block."""
     digest = hashlib.blake2b(f"{seed}/{step}/{name}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+    return np.random.default_rng(int.from_bytes(digest, "little")).integers(count, size=cells)
 
 
-def draw(size, sx, sy, source=None):
-    """One destination for each whole cell of sx x sy tokens: (D,) positions in a grid of (h, w), on the CPU.
+def cells_of(size, sx, sy):
+    """Rows and columns of whole cells in a grid of (h, w), and the cell's own (height, width), at most the grid's."""
+    (h, w), (sy, sx) = size, (min(sy, size[0]), min(sx, size[1]))
+    return (h // sy, w // sx), (sy, sx)
 
-    source: generator of the places within the cells; None takes the top left. Tokens beyond the last whole cell are
-    never destinations. A cell is no larger than the grid.
+
+def split(size, sx, sy, place=0):
+    """Positions in a grid of (h, w) of the destinations (D,), one in each whole cell, and of the sources (S,), the rest.
+
+    place: where in its cell each destination lies, row by row: 0 is the top left. Tokens beyond the last whole cell are
+    always sources.
     """
-    h, w = size
-    sy, sx = min(sy, h), min(sx, w)
-    cells = (h // sy, w // sx)
-    place = torch.zeros(cells, dtype=torch.long) if source is None else torch.randint(sy * sx, cells, generator=source)
-    row = torch.arange(cells[0])[:, None] * sy + place // sx
-    column = torch.arange(cells[1]) * sx + place % sx
-    return (row * w + column).flatten()
+    cells, (sy, sx) = cells_of(size, sx, sy)
+    rows, columns = np.arange(cells[0])[:, None] * sy + place // sx, np.arange(cells[1]) * sx + place % sx
+    dst = (rows * size[1] + columns).ravel()
+    return dst, np.delete(np.arange(size[0] * size[1]), dst)
 
 
-def others(dst, tokens):
-    """The positions out of 0..tokens-1 that are not in `dst`: the sources (S,), ascending."""
-    free = torch.ones(tokens, dtype=torch.bool)
-    free[dst] = False
-    return free.nonzero().flatten()
+def count(ratio, size, sx, sy):
+    """r, how many of the h * w tokens merge: the ratio, rounded down, but never a destination."""
+    (rows, columns), _ = cells_of(size, sx, sy)
+    tokens = size[0] * size[1]
+    return min(int(tokens * ratio), tokens - rows * columns)
 
 
 def nearest(x, src, dst):
     """For each source its most similar destination: cosine (B, S) and index into dst (B, S). x: (B, N, C)."""
+    import torch.nn.functional as F
+
     x = F.normalize(x, dim=-1)
     scores = x.index_select(1, src) @ x.index_select(1, dst).transpose(1, 2)  # (B, S, D)
     return scores.max(-1)
@@ -91,6 +95,8 @@ def assign(similarity, partner, src, dst, r):
 
     Merged tokens are ordered as unmerged sources, then destinations.
     """
+    import torch
+
     left = len(src) - r
     merged = torch.zeros_like(partner, dtype=torch.bool).scatter(1, similarity.topk(r).indices, True)
     of_src = torch.where(merged, left + partner, (~merged).cumsum(1) - 1)
@@ -101,6 +107,8 @@ def assign(similarity, partner, src, dst, r):
 def rows(slot, merged):
     """Positions of tokens among the merged tokens of the whole batch (B * N,), and the same as bags for `merge`:
     the tokens in order of their bag (B * N,), and where each of the B * merged bags begins."""
+    import torch
+
     batch = torch.arange(len(slot), device=slot.device)[:, None]
     flat = (slot + merged * batch).flatten()
     ordered, members = flat.sort(stable=True)
@@ -109,18 +117,14 @@ def rows(slot, merged):
 
 def merge(x, members, starts):
     """Means of tokens: (B, N, C) -> (B, N - r, C). One pooled gather: on a GPU, too, it adds in a fixed order."""
+    import torch.nn.functional as F
+
     return F.embedding_bag(members, x.flatten(0, 1), starts, mode="mean").unflatten(0, (len(x), -1))
 
 
 def unmerge(y, flat):
     """Each token gets what its merged token got: (B, N - r, C) -> (B, N, C)."""
     return y.flatten(0, 1).index_select(0, flat).unflatten(0, (len(y), -1))
-
-
-def count(ratio, size, sx, sy):
-    """r, how many of the h * w tokens merge: the ratio, rounded down, but never a destination."""
-    tokens = size[0] * size[1]
-    return min(int(tokens * ratio), tokens - len(draw(size, sx, sy)))
 
 
 def kinds(knobs, steps):
@@ -155,13 +159,22 @@ class Merging:
             return True
         return step - self.since >= self.knobs.every and not any((step, part) in self.context.frozen for part in self.parts)
 
+    def draw(self, step):
+        """(sources, destinations) of this step."""
+        knobs, place = self.knobs, 0
+        if knobs.random:
+            cells, (sy, sx) = cells_of(self.size, knobs.sx, knobs.sy)
+            place = places(self.context.seed, step, self.name, cells, sy * sx)
+        return split(self.size, knobs.sx, knobs.sy, place)[::-1]
+
     def renew(self, x, step):
         """Makes the match for x (B, N, C)."""
+        import torch
+
         knobs, tokens = self.knobs, self.size[0] * self.size[1]
         if x.shape[1] != tokens:
             raise ValueError(f"{self.name} has {x.shape[1]} tokens where {self.size[0]} x {self.size[1]} were expected")
-        dst = draw(self.size, knobs.sx, knobs.sy, generator(self.context.seed, step, self.name) if knobs.random else None)
-        self.src, self.dst = torch.cat([others(dst, tokens), dst]).to(x.device).tensor_split([tokens - len(dst)])
+        self.src, self.dst = (torch.from_numpy(one).to(x.device) for one in self.draw(step))
         self.similarity, partner = nearest(x, self.src, self.dst)
         r = self.r if knobs.floor == OFF else self.allowed()
         self.slot = assign(self.similarity, partner, self.src, self.dst, r)
