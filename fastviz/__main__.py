@@ -1,0 +1,138 @@
+"""Command line: compare, doctor, fetch, bench. Results go to stdout, JSON line last; progress and sentences to stderr."""
+
+import argparse
+import json
+import sys
+
+
+def arguments():
+    parser = argparse.ArgumentParser(prog="python -m fastviz", description="See how diffusion models are made fast.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    compare = commands.add_parser("compare", help="run the full model and its accelerated variants on one prompt")
+    compare.add_argument("prompt")
+    for name, says in (("seed", "0 to 4294967295"), ("steps", "sampling steps of the full model"), ("guidance", "1 switches it off"),
+                       ("size", "pixels, both ways"), ("repeats", "timed runs per row; 1 is quick")):
+        compare.add_argument(f"--{name}", help=says)
+    compare.add_argument("--model", help="a key of the table of models")
+    compare.add_argument("--methods", help="rows, such as full,tome(ratio=0.4),tome+attention_reuse,few_step(match=tome)")
+    compare.add_argument("--out", help="folder for pictures, run.json, table.csv and figure.png")
+    commands.add_parser("doctor", help="what runs here, and what to do about what does not")
+    fetch = commands.add_parser("fetch", help="bring what is not shipped")
+    fetch.add_argument("what", choices=["lpips"], help="the ImageNet backbone of LPIPS")
+    fetch.add_argument("--net", choices=["alex", "vgg", "squeeze"], default="alex")
+    bench = commands.add_parser("bench", help="measure side by side with peers", add_help=False)
+    bench.add_argument("which", choices=["local"])
+    return parser
+
+
+def request_of(args):
+    """The Request that the options ask for. Numbers that are none are passed on as they are, for Request to refuse."""
+    from .request import Request, read_number
+
+    values = {name: value for name in ("seed", "steps", "guidance", "size", "repeats") if (value := getattr(args, name)) is not None}
+    values = {name: value if (number := read_number(value)) is None else number for name, value in values.items()}
+    values |= {name: value for name in ("model", "methods") if (value := getattr(args, name)) is not None}
+    return Request(args.prompt, **values)
+
+
+def show(progress):
+    """One line on stderr, written over and over on a terminal; without one, a line at the start of each run."""
+    left = "" if progress.seconds_left is None else f", about {progress.seconds_left:.0f} s left"
+    line = (f"{progress.title}: step {progress.step} of {progress.steps}, run {progress.repeat + 1} of {progress.repeats}, "
+            f"row {progress.row + 1} of {progress.rows}{left}")
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+    elif progress.step == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
+def hint(request):
+    """Says on stderr which words the model does not know and what is cut off."""
+    from . import models
+
+    if words := models.unknown_words(request.model, request.prompt):
+        print(f"Unknown words: {', '.join(words)}", file=sys.stderr)
+    if cut := models.prompt_cut(request.model, request.prompt):
+        print(f"Cut off, the prompt is too long for the model: {cut}", file=sys.stderr)
+
+
+def run_compare(args):
+    request = request_of(args)
+    from pathlib import Path
+
+    from . import models, store, views
+    from .compare import compare, environment, final
+
+    if args.out:
+        Path(args.out).mkdir(parents=True, exist_ok=True)  # before minutes are spent
+    hint(request)
+    rows = final(compare(request, on_progress=show))
+    told = environment(models.load(request.model))
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    print(views.table(rows))
+    line = {"command": "compare", **store.report(request, rows, told)}
+    if args.out:
+        line["out"] = str(store.save(args.out, request, rows, told))
+        print(f"Written to {args.out}.")
+    for row in line["rows"]:
+        del row["per_step"], row["flops_per_step"]  # run.json has them
+    print(json.dumps(line, allow_nan=False))
+    return 1 if any(row.error for row in rows) else 0
+
+
+def run_doctor(args):
+    from . import doctor
+
+    print(doctor.text(doctor.report()))
+    return 0
+
+
+def run_fetch(args):
+    from . import metrics
+
+    def on_progress(done, total):
+        if sys.stderr.isatty():
+            print(f"\r\033[K{done / 2**20:.0f} of {total / 2**20:.0f} MiB", end="", file=sys.stderr, flush=True)
+
+    print(f"\nIn place: {metrics.fetch_backbone(args.net, on_progress)}")
+    return 0
+
+
+def run_bench(rest):
+    from .bench import local
+
+    return local.main(rest) or 0
+
+
+def main(argv=None):
+    """Returns the exit code: 0 all is well, 1 something failed, 2 bad input, 130 stopped."""
+    args, rest = arguments().parse_known_args(argv)
+    if rest and args.command != "bench":
+        arguments().error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        if args.command == "bench":
+            return run_bench(rest)
+        return {"compare": run_compare, "doctor": run_doctor, "fetch": run_fetch}[args.command](args)
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        code = told(error)
+        if code is None:
+            raise
+        print(error, file=sys.stderr)
+        return code
+
+
+def told(error):
+    """The exit code for an error whose text is a sentence of ours or the system's, else None."""
+    from .metrics import Unavailable
+    from .models import BadModel
+    from .request import BadRequest
+
+    return 2 if isinstance(error, BadRequest) else 1 if isinstance(error, (BadModel, Unavailable, OSError)) else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""A comparison on disk, in an archive, in a PNG and in a link: what was asked, what came out, and how to ask it again."""
+
+import csv
+import io
+import json
+import re
+import urllib.parse
+import zipfile
+from pathlib import Path
+
+from PIL import Image, PngImagePlugin
+
+from . import views
+from .request import BadRequest, Request, methods_text, read_number
+
+CHUNK = "fastviz"  # the keyword of the text chunk in a PNG
+VERSION = 1
+NUMBERS = ("seed", "steps", "guidance", "size", "repeats")
+FIELDS = ("prompt", *NUMBERS, "model", "methods")
+COLUMNS = ("index", "stack", "title", "steps", "repeats", "seconds", "fastest", "slowest", "text", "denoising", "decoder", "speedup",
+           "flops", "flops_share", "peak_bytes", "lpips", "lpips_name", "psnr", "ssim", "match", "applied", "acted", "error")
+
+
+def recipe(request):
+    """The request as plain values: what a PNG, a JSON file and a link carry."""
+    return {CHUNK: VERSION, **{name: getattr(request, name) for name in FIELDS}, "methods": methods_text(request.methods)}
+
+
+def read_recipe(told):
+    """The Request that a recipe describes. BadRequest with a sentence when it is none or asks for what cannot be."""
+    if not isinstance(told, dict) or told.get(CHUNK) != VERSION or type(told[CHUNK]) is not int:
+        raise BadRequest("recipe", "This is not a recipe that this version reads.")
+    if missing := [name for name in FIELDS if name not in told]:
+        raise BadRequest("recipe", f"The recipe is incomplete: it lacks {', '.join(missing)}.")
+    if not isinstance(told["methods"], str):
+        raise BadRequest("methods", "The methods of a recipe must be text such as full,tome.")
+    return Request(**{name: told[name] for name in FIELDS})
+
+
+def query(request):
+    """The request as the query string of a permalink."""
+    told = recipe(request)
+    return urllib.parse.urlencode({name: told[name] for name in FIELDS})
+
+
+def from_query(told):
+    """The Request of a permalink: `told` maps names to texts, as a server parses them. Names that are not ours are left
+    alone, missing ones have their defaults. BadRequest with a sentence."""
+    values = {name: told[name] for name in FIELDS if name in told}
+    for name in NUMBERS:
+        if isinstance(values.get(name), str):
+            number = read_number(values[name])
+            values[name] = values[name] if number is None else number
+    if not isinstance(values.get("methods", ""), str):
+        raise BadRequest("methods", "The methods of a link must be text such as full,tome.")
+    return Request(**{"prompt": ""} | values)
+
+
+def save_png(image, file, told):
+    """Writes a PIL picture as PNG to a path or an open file, with the recipe `told` inside as ASCII JSON."""
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text(CHUNK, json.dumps(told))
+    image.save(file, format="PNG", pnginfo=chunks)
+
+
+def read_png(file):
+    """The Request in a PNG that save_png wrote. BadRequest when there is none."""
+    try:
+        with Image.open(file, formats=["PNG"]) as image:
+            told = json.loads(image.text.get(CHUNK, "null"))
+    except (OSError, ValueError, SyntaxError, RecursionError):  # what Pillow and json say about files that are no PNG
+        told = None
+    return read_recipe(told)
+
+
+def figure_or_text(value):
+    """A metric as JSON and CSV can hold it: infinity in words."""
+    return "infinite: the pictures are equal" if value == float("inf") else value
+
+
+def told_row(row):
+    """A Row as plain values for run.json, without pictures. Times in s."""
+    plain = ("index", "stack", "title", "steps", "error", "repeats", "seconds", "spread", "parts", "per_step", "speedup", "flops",
+             "flops_per_step", "flops_share", "peak_bytes", "kept_bytes", "lpips_name", "found", "acted", "applied")
+    metrics = {name: figure_or_text(value) for name, value in row.metrics.items()}
+    return {name: getattr(row, name) for name in plain} | {"metrics": metrics, "picture": picture_name(row) if row.image else None}
+
+
+def picture_name(row):
+    """`02-tome-ratio-0.4.png`: safe as a file name whatever the settings say."""
+    slug = re.sub(r"[^a-z0-9_.+-]+", "-", row.stack.lower()).strip("-.")[:60]
+    return f"{row.index:02d}-{slug}.png"
+
+
+def report(request, rows, environment):
+    """Everything about a comparison but the pictures, as plain values that json writes."""
+    return {"recipe": recipe(request), "environment": environment, "rows": [told_row(row) for row in rows]}
+
+
+def table(rows):
+    """One line per row as CSV text, columns as in COLUMNS; times in s, memory in bytes."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        told = told_row(row)
+        fastest, slowest = row.spread or (None, None)
+        acted = " ".join(f"{key}:{blocks}x{steps}" for key, (blocks, steps) in row.acted.items())
+        writer.writerow(told | told["parts"] | told["metrics"] | {"fastest": fastest, "slowest": slowest, "acted": acted})
+    return text.getvalue()
+
+
+def files(request, rows, environment=None):
+    """{file name: bytes} of a comparison: the pictures, their maps, run.json, table.csv and figure.png."""
+    if environment is None:
+        from . import compare, models
+
+        environment = compare.environment(models.load(request.model))
+    found, told = {}, recipe(request)
+    for row in rows:
+        for suffix, image in (("", row.image), ("-lpips", row.lpips_map), ("-difference", row.difference_map)):
+            if image is not None:
+                png = io.BytesIO()
+                save_png(image, png, told)
+                found[picture_name(row).removesuffix(".png") + suffix + ".png"] = png.getvalue()
+    found["run.json"] = (json.dumps(report(request, rows, environment), indent=1, allow_nan=False) + "\n").encode()
+    found["table.csv"] = table(rows).encode()
+    found["figure.png"] = views.png(views.summary(request, rows, environment))
+    return found
+
+
+def save(folder, request, rows, environment=None):
+    """Writes all files of a comparison into `folder`, which is made if need be. environment: compare.environment() by
+    default. Returns the folder's path."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files(request, rows, environment).items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def archive(request, rows, environment=None):
+    """The same files as the bytes of a zip archive."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as zipped:
+        for name, content in files(request, rows, environment).items():
+            zipped.writestr(f"fastviz/{name}", content)
+    return data.getvalue()
