@@ -1,0 +1,85 @@
+"""The benchmark runs as a whole on the tiny pipeline: every lane, peers included, counted and compared. No test of speed."""
+
+import json
+import math
+
+import pytest
+
+from fastviz import cost, judge, metrics, models
+from fastviz.bench import local
+from fastviz.request import Request, parse_stack
+
+
+@pytest.fixture(scope="module")
+def asked(tiny_pipe):
+    """A request to the tiny pipeline, loaded under the key `tiny`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "tiny", models.Model("tiny", "Tiny", "none", 128, (128, 256), 4, 3.0, "Apache-2.0"))
+        patch.setattr(models, "_loaded", {"tiny": tiny_pipe})
+        yield Request("a cat", steps=4, model="tiny", methods="full")
+
+
+def test_bare_lane_is_the_full_model(tiny_pipe, asked):
+    ours, bare = local.ours(tiny_pipe, asked, "full"), local.bare(tiny_pipe, asked, local.BARE)
+    assert bare.flops == ours.flops == cost.total(cost.flops(tiny_pipe, asked, parse_stack("full"), 4)) > 0
+    assert ours.run(asked)[1].tobytes() == bare.run(asked)[1].tobytes()
+
+
+@pytest.mark.parametrize("make", [local.tomesd_lane, local.broadcast_lane])
+def test_peers_do_less_repeat_themselves_and_leave_the_pipeline_alone(tiny_pipe, asked, make):
+    full = local.ours(tiny_pipe, asked, "full")
+    before, parts = full.run(asked)[1], dict(tiny_pipe.unet.named_modules())
+    peer = make(tiny_pipe, asked)
+    pictures = [peer.run(asked)[1].tobytes() for _ in range(2)]
+    assert pictures[0] == pictures[1] != before.tobytes() and peer.flops < full.flops
+    assert full.run(asked)[1].tobytes() == before.tobytes()
+    assert dict(tiny_pipe.unet.named_modules()) == parts
+    assert not any("diffusers_hook" in name or "tome" in name for part in parts.values() for name in vars(part))
+
+
+def test_broadcast_reuses_in_every_second_step(tiny_pipe, asked):
+    """Its FLOPs lie half-way between all attention computed and none but the first step's, at an even number of steps."""
+    def attention(steps):
+        request = Request("a cat", steps=steps, model="tiny", methods="full")
+        return local.ours(tiny_pipe, request, "full").flops - local.broadcast_lane(tiny_pipe, request).flops
+
+    assert attention(4) == 2 * attention(2) > 0 and attention(3) == attention(2)
+
+
+def test_whole_benchmark(asked, capsys):
+    local.main(["--model", "tiny", "--steps", "4", "--repeats", "2", "--no-page"])
+    shown = capsys.readouterr().out.splitlines()
+    found = json.loads(shown[-1])
+    rows = {row["name"]: row for row in found["rows"]}
+    assert set(rows) >= {*local.OURS, local.BARE, local.TOMESD, local.BROADCAST}
+    for name, row in rows.items():
+        assert row["spread"][0] <= row["seconds"] <= row["spread"][1] and math.isfinite(row["speedup"]), name
+        assert any(line.startswith(name) for line in shown), name
+    assert rows["full"]["flops_share"] == rows[local.BARE]["flops_share"] == 1
+    for name in (*local.OURS[1:], local.TOMESD, local.BROADCAST):
+        assert rows[name]["flops_share"] < 1 and rows[name]["equal_latency"] in rows, name
+    assert set(found["ratios"]) == {f"{a} / {b}" for a, b in local.PAIRS} and found["overhead"] >= 1
+    if isinstance(found["lpips_name"], str) and found["lpips_name"].startswith("LPIPS"):
+        assert rows["full"]["lpips"] == rows[local.BARE]["lpips"] == 0 < rows[local.TOMESD]["lpips"]
+
+
+def test_rounds_change_prompt_and_seed_for_all_lanes_together(tiny_pipe, asked):
+    seen = {"a": [], "b": []}
+    picture = local.ours(tiny_pipe, asked, "full").run(asked)[1]
+    order = []
+
+    def lane(name):
+        def run(request):
+            seen[name].append((request.prompt, request.seed))
+            order.append(name)
+            return 1.0, picture
+        return local.Lane(name, run)
+
+    first, second = asked, Request("an owl", seed=8, steps=4, model="tiny", methods="full")
+    lanes = [lane("a"), lane("b")]
+    local.FULL, kept = "a", local.FULL
+    try:
+        local.rounds(lanes, [first, second])
+    finally:
+        local.FULL = kept
+    assert order == ["a", "b", "a", "b"] and seen["a"] == seen["b"] == [("a cat", 0), ("an owl", 8)]
