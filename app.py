@@ -1,0 +1,52 @@
+"""Serves the page: python app.py. FASTVIZ_PROFILE names a profile of spaces_config.yaml, GRADIO_SERVER_PORT the port."""
+
+import logging
+import os
+import sys
+import threading
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything that runs here lies in the project or was fetched before
+
+from fastviz.ui import temp  # noqa: E402
+
+PORT = int(os.environ.get("GRADIO_SERVER_PORT", 7860))
+os.environ["GRADIO_TEMP_DIR"] = str(FOLDER := temp.fresh(f"fastviz-{os.getuid()}-{PORT}"))  # Gradio reads it when imported
+
+from fastviz import profile  # noqa: E402
+from fastviz.ui import look  # noqa: E402
+from fastviz.ui.page import Page  # noqa: E402
+
+
+def warm(models):
+    """Loads torch, diffusers and the first model while the page is already being looked at."""
+    from fastviz import models as table
+
+    try:
+        import fastviz.compare  # noqa: F401
+
+        table.unknown_words(models[0], "")
+        table.load(models[0])
+    except table.BadModel as error:
+        logging.error("%s", error)
+
+
+def main():
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    chosen = profile.load(os.environ.get("FASTVIZ_PROFILE", "local"))
+    temp.keep(FOLDER, 60 * chosen.temp_minutes, chosen.temp_megabytes)
+    page = Page(chosen).blocks.queue(max_size=chosen.queue, api_open=False)
+    try:
+        page.launch(server_name=chosen.address, server_port=PORT, theme=look.theme(), css=look.styles(), head=look.head(),
+                    share=False, show_error=False, max_file_size="2mb", enable_monitoring=False, strict_cors=True, run_history=False,
+                    ssr_mode=False, footer_links=[], prevent_thread_lock=True, quiet=True, state_session_capacity=64)
+    except OSError:
+        sys.exit(f"Port {PORT} is taken: choose another one, for example GRADIO_SERVER_PORT={PORT + 1} make app.")
+    print(f"fastviz is ready: http://{chosen.address}:{PORT}", flush=True)
+    threading.Thread(target=warm, args=(chosen.models,), name="warm", daemon=True).start()
+    page.block_thread()
+
+
+if __name__ == "__main__":
+    main()

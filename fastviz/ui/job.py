@@ -1,0 +1,106 @@
+"""One comparison under way: a thread that works, and what the page shows of it at any moment."""
+
+import errno
+import logging
+import os
+import tempfile
+import threading
+from pathlib import Path
+
+from ..models import BadModel, load
+from ..store import archive, query, recipe
+from .board import shown, span, waiting, where
+
+log = logging.getLogger(__name__)
+TICK = 0.4  # seconds between two looks at the progress: more often would take time from what is being timed
+ENDED = {"finished": "Done.", "stopped": "Stopped. What was finished stays."}
+
+
+class Job:
+    """A request's comparison in a thread of its own, so that it can be watched and stopped while it computes.
+
+    state: "running", then "finished", "stopped" or "failed"; rows: the last Row per index.
+    """
+
+    def __init__(self, request):
+        self.request, self.recipe, self.query = request, recipe(request), query(request)
+        self.views = [waiting(i, stack) for i, stack in enumerate(request.methods)]
+        self.rows, self.progress, self.environment = {}, None, {}
+        self.state, self.sentence = "running", "Loading the model"
+        self.stop, self.changed = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self.work, name="comparison", daemon=True)
+
+    def work(self):
+        from ..compare import compare, environment  # torch and diffusers: the page must not wait for them
+        from ..run import Stopped
+
+        state, sentence = "finished", ""
+        try:
+            self.environment = environment(load(self.request.model))
+            for row in compare(self.request, on_progress=self.watch, stop=self.stop.is_set):
+                self.take(row)
+        except Stopped:
+            state = "stopped"
+        except BadModel as error:
+            state, sentence = "failed", str(error)
+        except Exception:
+            log.exception("A comparison failed.")
+            state, sentence = "failed", "The comparison could not be finished: the server's log says why."
+        self.state, self.sentence = state, sentence or ENDED[state]
+        self.changed.set()
+
+    def watch(self, progress):
+        self.progress, self.sentence = progress, where(progress)
+        self.changed.set()
+
+    def take(self, row):
+        self.rows[row.index] = row
+        self.views[row.index] = shown(row, self.recipe, self.views[row.index])
+        self.changed.set()
+
+    def changes(self):
+        """Starts the work and yields whenever there is something new to show, at most once a tick, until it has ended."""
+        self.thread.start()
+        while self.thread.is_alive():
+            yield
+            self.changed.wait(5)
+            self.changed.clear()
+            self.thread.join(TICK)
+
+    def end(self):
+        """Stops the work within one step and waits for it, so that the next job finds the pipeline clean."""
+        self.stop.set()
+        if self.thread.ident:
+            self.thread.join()
+
+    def status(self):
+        """The progress line."""
+        told = {"state": self.state, "sentence": self.sentence, "share": None, "left": "", "row": None, "step": None}
+        if self.state == "running" and (now := self.progress):
+            done = sum(row.repeats if not row.error else now.repeats for row in self.rows.values())
+            told |= {"row": now.row, "step": now.step / now.steps, "share": min(1.0, (done + now.step / now.steps) / (now.rows * now.repeats)),
+                     "left": "" if now.seconds_left is None else f"{span(now.seconds_left)} left"}
+        elif self.state == "finished" and (bad := sum(row.error is not None for row in self.rows.values())):
+            told["sentence"] = f"Done, but {bad} of {len(self.views)} rows failed: their cards say why."
+        return told
+
+    def board(self):
+        """The rows and what they were made from."""
+        asked = self.request
+        return {"run": str(id(self)), "state": self.state, "rows": self.views, "environment": self.environment, "query": self.query,
+                "prompt": asked.prompt, "seed": asked.seed, "steps": asked.steps, "size": asked.size, "repeats": asked.repeats}
+
+    def pack(self):
+        """Writes everything that is finished as one zip into the temp folder -> (its path or None, what went wrong or "")."""
+        rows = [row for _, row in sorted(self.rows.items()) if row.image is not None]
+        if not rows:
+            return None, ""
+        try:
+            folder = tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])
+            path = Path(folder, f"fastviz-seed-{self.request.seed}.zip")
+            path.write_bytes(archive(self.request, rows, self.environment))
+            return str(path), ""
+        except Exception as error:  # the pictures on the page must outlive whatever goes wrong with their copy
+            log.exception("The archive could not be written.")
+            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+            return None, f"There is no archive to download: {'the disk is full' if full else 'the server log says why'}."

@@ -1,0 +1,189 @@
+"""The page: the controls on one side, what came of them on the other, and what happens when."""
+
+import json
+
+import gradio as gr
+
+from .. import store
+from ..models import MODELS, prompt_cut, unknown_words
+from ..request import PROMPT_LENGTH, BadRequest, Request
+from .ask import CHOSEN, Ask
+from .job import Job
+
+EXAMPLES = ("a cat and a pizza on the beach", "a dog to the left of a rocket in the snow", "a big owl under the night sky",
+            "a turtle above a cake in the forest")
+PRIVATE = dict(api_visibility="private", show_progress="hidden")
+PIPELINE = dict(concurrency_id="pipeline", concurrency_limit=1)
+IDLE = {"state": "idle", "sentence": "", "share": None, "left": "", "row": None}
+DRAW = "const draw = () => fastviz.%s(element, props.value, trigger, props); watch('value', draw); draw();"
+
+
+def view(name, value=None, **options):
+    """A place that one of the scripts in web/ fills, from plain values."""
+    return gr.HTML(value, html_template=f"<div class='{name}'></div>", js_on_load=DRAW % name, apply_default_css=False,
+                   elem_id=name, **options)
+
+
+class Page:
+    """One page's parts, jobs and handlers. jobs: the last job of every open tab, by its session."""
+
+    def __init__(self, profile):
+        self.profile, self.ask, self.jobs = profile, Ask(profile), {}
+        with gr.Blocks(title="fastviz", analytics_enabled=False, fill_width=True) as self.blocks:
+            self.header()
+            with gr.Row(elem_id="page", equal_height=False):
+                with gr.Column(elem_id="ask"):
+                    self.asking()
+                with gr.Column(elem_id="answer"):
+                    self.answering()
+            self.wire()
+
+    # What there is
+
+    def header(self):
+        gr.HTML("<h1>fastviz</h1><p>One prompt, one seed, the same starting noise: through the full model, and through ways "
+                "to make it fast. See what each one saves, and what it changes.</p>", elem_id="top", apply_default_css=False)
+
+    def asking(self):
+        self.ask.add("prompt", gr.Textbox(label="Prompt", placeholder=EXAMPLES[0], lines=2, max_lines=5, autofocus=True,
+                                          max_length=PROMPT_LENGTH, elem_id="ask-prompt", submit_btn=False))
+        self.notice = view("notice", [])
+        with gr.Row(elem_id="go"):
+            self.run = gr.Button("Run", variant="primary", elem_id="run", min_width=120)
+            self.stop = gr.Button("Stop", variant="secondary", elem_id="stop", min_width=90, interactive=False)
+        self.examples = gr.Dataset(components=[self.ask.controls["prompt"]], samples=[[text] for text in EXAMPLES],
+                                   label="Examples: one click runs", elem_id="examples", type="values")
+        with gr.Group(elem_classes="card-group"):
+            self.dice = self.ask.general()
+        with gr.Column(elem_id="ask-methods"):
+            gr.HTML("<h2>Ways to be fast</h2><p>The full model always runs first.</p>", apply_default_css=False, elem_classes="head")
+            for method in CHOSEN:
+                self.ask.method(method)
+        with gr.Accordion("More rows and picture size", open=False, elem_id="ask-more"):
+            self.ask.rows()
+
+    def answering(self):
+        self.status = view("status", IDLE)
+        self.board = view("board", None)
+        with gr.Row(elem_id="after"):
+            self.download = gr.DownloadButton("Download all (zip)", interactive=False, elem_id="download", size="sm")
+            self.link = gr.Button("Copy link", elem_id="link", size="sm")
+            self.drop = view("drop", None)
+
+    # What happens
+
+    def wire(self):
+        controls, start = list(self.ask.controls.values()), [self.run.click, self.ask.controls["prompt"].submit]
+        shown = [self.status, self.board, self.run, self.stop, self.download]
+        options = dict(inputs=controls, outputs=shown, preprocess=False, show_progress="minimal", show_progress_on=self.status,
+                       api_visibility="private", **PIPELINE)
+        gr.on(start, fn=None, js="() => fastviz.begin()", outputs=[self.status, self.stop], **PRIVATE)
+        picked = self.examples.click(lambda sample: (sample[0], {**IDLE, "state": "waiting"}, gr.Button(interactive=True)),
+                                     self.examples, [self.ask.controls["prompt"], self.status, self.stop], queue=False, **PRIVATE)
+        runs = [gr.on(start, self.compare, api_name="run", **options), picked.then(self.compare, api_name="run_example", **options)]
+        for event in runs:
+            event.failure(fn=None, js="() => fastviz.refused()", outputs=[self.status, self.run, self.stop], **PRIVATE)
+        self.stop.click(self.stopped, None, shown, cancels=runs, queue=False, **PRIVATE)
+        self.dice.click(fn=None, js="() => Math.floor(Math.random() * 4294967296)", outputs=self.ask.controls["seed"], **PRIVATE)
+        self.link.click(fn=None, js="() => fastviz.copy_link()", **PRIVATE)
+        for name in ("prompt", "model"):
+            self.ask.controls[name].change(self.notices, [self.ask.controls["model"], self.ask.controls["prompt"]], self.notice,
+                                           queue=False, trigger_mode="always_last", **PRIVATE)
+        self.drop.submit(self.from_recipe, self.drop, [self.status, *controls], queue=False, preprocess=False, **PRIVATE)
+        self.blocks.load(self.from_link, None, [self.status, *controls], queue=False, **PRIVATE)
+        self.blocks.unload(self.leave)
+        gr.api(self.api, api_name="compare", **PIPELINE)
+
+    def compare(self, request: gr.Request, *values):
+        """Runs what the controls ask for and shows it as it goes."""
+        try:
+            wanted = self.ask.request(values)
+        except BadRequest as refusal:
+            yield refused(refusal), *[gr.skip()] * 4
+            return
+        self.jobs[request.session_hash] = job = Job(wanted)
+        try:
+            for _ in job.changes():
+                yield job.status(), job.board(), gr.Button(interactive=False), gr.Button(interactive=True), gr.skip()
+            yield self.outcome(job)
+        finally:
+            job.end()
+
+    def outcome(self, job):
+        """Everything at its end: finished, stopped or failed."""
+        path, fault = job.pack()
+        status = job.status()
+        status["sentence"] = f"{status['sentence']} {fault}".strip()
+        return (status, job.board(), gr.Button(interactive=True), gr.Button(interactive=False),
+                gr.DownloadButton(value=path, interactive=path is not None))
+
+    def stopped(self, request: gr.Request):
+        """After a press on Stop: the work is ended, what is finished stays; or the place in the queue is given up."""
+        job = self.jobs.get(request.session_hash)
+        if job is None or job.state != "running":
+            return {**IDLE, "sentence": "You left the queue."}, gr.skip(), gr.Button(interactive=True), gr.Button(interactive=False), gr.skip()
+        job.end()
+        return self.outcome(job)
+
+    def leave(self, request: gr.Request):
+        """A closed tab ends its work and takes its pictures with it."""
+        if job := self.jobs.pop(request.session_hash, None):
+            job.end()
+
+    def notices(self, model, prompt):
+        """What the model will not understand, told before the run."""
+        if not isinstance(prompt, str) or len(prompt) > PROMPT_LENGTH or model not in MODELS:
+            return []
+        notes = [("unknown words: " if len(words) > 1 else "unknown word: ") + ", ".join(words)
+                 for words in [unknown_words(model, prompt)] if words]
+        cut = prompt_cut(model, prompt)
+        return notes + ([f"too long for this model: cut before “{cut}”"] if cut else [])
+
+    def from_recipe(self, text):
+        """The controls as a picture's recipe tells. Only its text came here, never the picture."""
+        return self.restored(lambda: store.read_recipe(parse(text)), "Settings restored from the picture.")
+
+    def from_link(self, request: gr.Request):
+        """The controls as the page's address tells; without a question mark in it, as the profile does."""
+        told = {name: value for name, value in dict(request.query_params).items() if not name.startswith("__")}
+        if "prompt" in told:
+            return self.restored(lambda: store.from_query(told), "Settings restored from the link.")
+        return IDLE, *self.ask.values(Request(**self.profile.example))
+
+    def restored(self, read, sentence):
+        try:
+            values = self.ask.values(self.profile.check(read()))
+        except BadRequest as refusal:
+            return refused(refusal, "These settings cannot be restored. "), *[gr.skip()] * len(self.ask.controls)
+        return {**IDLE, "state": "restored", "sentence": f"{sentence} Press Run."}, *values
+
+    def api(self, prompt: str, seed: int = 0, steps: int = 50, guidance: float | None = None, size: int | None = None,
+            model: str = "stickers", methods: str = "full,few_step,attention_reuse,tome", repeats: int = 1) -> dict:
+        """Compares the rows named by `methods` and streams them; a refusal is {"state": "refused", "field", "sentence"}."""
+        try:
+            wanted = self.profile.check(Request(prompt, seed, steps, guidance, size, model, methods, repeats))
+        except BadRequest as refusal:
+            yield refused(refusal)
+            return
+        job = Job(wanted)
+        try:
+            for _ in job.changes():
+                yield job.status() | job.board()
+            yield job.status() | job.board()
+        finally:
+            job.end()
+
+
+def refused(refusal, before=""):
+    return {**IDLE, "state": "refused", "field": refusal.field, "sentence": f"{before}{refusal}"}
+
+
+def parse(text):
+    """A recipe's JSON text -> dict. BadRequest when it is something else."""
+    try:
+        told = json.loads(text) if isinstance(text, str) and len(text) <= 20_000 else None
+    except (ValueError, RecursionError):
+        told = None
+    if not isinstance(told, dict):
+        raise BadRequest("recipe", "This picture holds no recipe that can be read.")
+    return told
