@@ -132,16 +132,26 @@ def test_the_noise_loss_is_lowest_for_the_true_noise():
     assert loss(lambda noisy, t, tokens: 0 * noisy, (latents, None))[0] > 0.05
 
 
-def test_windows_hold_the_whole_sticker(tiny_pipe):
-    scenes = teacher.Scenes(tiny_pipe.vae, tiny_pipe.tokenizer, 0, room=16)
-    scenes.grow(8)
-    marks = torch.zeros(1, teacher.WHOLE, teacher.WHOLE)
-    for x, y, side in scenes.boxes[:8].tolist():
-        marks.zero_()
-        marks[0, y:y + side, x:x + side] = 1
-        assert scenes._cut(marks, (x, y, side), teacher.WINDOW).sum() == side * side
-    latents, tokens = scenes.draw(4, teacher.WINDOW)
-    assert latents.shape == (4, 4, 16, 16) and tokens.shape == (4, parts.LENGTH)
+def test_windows_hold_the_whole_sticker():
+    at, side = torch.tensor([0, 3, 16, 24, 5, 10]), torch.tensor([12, 16, 16, 8, 8, 0])
+    for _ in range(50):
+        first = teacher.corners(at, side, teacher.WINDOW)
+        assert first.min() >= 0 and first.max() <= teacher.WHOLE - teacher.WINDOW
+        held = (first <= at) & (at + side <= first + teacher.WINDOW)
+        assert held[side > 0].all()
+
+
+def test_a_window_is_a_cut_of_the_encoded_scene(tiny_pipe):
+    torch.manual_seed(0)
+    pictures, tokens, boxes = next(teacher.paint(0, alone=True, batch=8))
+    scenes = teacher.Scenes(tiny_pipe.vae.encoder, teacher.tokens_of(tiny_pipe.tokenizer, [""]), room=8)
+    scenes.add(pictures, tokens, boxes)
+    whole, _ = scenes.draw(4, teacher.WHOLE)
+    latents, words_ = scenes.draw(4, teacher.WINDOW)
+    assert whole.shape == (4, 4, 32, 32) and latents.shape == (4, 4, 16, 16) and words_.shape == (4, parts.LENGTH)
+    stored = scenes.latents.float().unfold(2, 16, 1).unfold(3, 16, 1)  # (8, 4, 17, 17, 16, 16)
+    for window in latents:
+        assert (stored == window[None, :, None, None]).all(-1).all(-1).all(1).any()
 
 
 def test_pace_and_average():

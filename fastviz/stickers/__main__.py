@@ -7,7 +7,8 @@ import torch
 STAGES = {
     "atlas": "draw the glyphs from the colour emoji font",
     "autoencoder": "1: train the autoencoder",
-    "decoder": "1b: train the decoder further, latents settled",
+    "decoder": "1b: train the small decoder further, latents settled",
+    "reference": "1c: train the AutoencoderKL for the same latents",
     "judge": "2: train and export the judge",
     "teacher": "3: train the U-Net and its text encoder",
     "evaluate": "4: figures and contact sheet of the shipped model",
@@ -24,8 +25,10 @@ def main():
         stage.add_argument("--threads", type=int, default=torch.get_num_threads())
         if name == "teacher":
             stage.add_argument("--cells", type=int, default=16, choices=(16, 32), help="side of the latents: windows or scenes")
-            stage.add_argument("--batch", type=int, default=32)
+            stage.add_argument("--batch", type=int, default=24)
             stage.add_argument("--lr", type=float, default=2e-3)
+            stage.add_argument("--fresh", type=float, default=2.0, help="new scenes painted and encoded per batch")
+            stage.add_argument("--room", type=int, default=12_000, help="encoded scenes kept")
         if name == "evaluate":
             stage.add_argument("--count", type=int, default=64, help="prompts with one object, and as many with two")
             stage.add_argument("--steps", type=int, default=50)
@@ -44,10 +47,12 @@ def run(args):
         autoencoder.fit(args.minutes)
     elif args.stage == "decoder":
         autoencoder.fit_decoder(args.minutes)
+    elif args.stage == "reference":
+        autoencoder.fit_reference(args.minutes)
     elif args.stage == "judge":
         judge.fit(args.minutes)
     elif args.stage == "teacher":
-        teacher.fit(args.minutes, cells=args.cells, size=args.batch, lr=args.lr)
+        teacher.fit(args.minutes, args.cells, args.batch, args.lr, args.fresh, args.room)
     elif args.stage == "export":
         export.export()
     else:

@@ -1,27 +1,30 @@
-"""Stage 1: the autoencoder, factor 8 with 4 channels, trained on 64 px crops of scenes.
+"""Stage 1: the autoencoders, factor 8 with 4 channels, trained on 64 px crops of scenes.
 
-The small autoencoder (diffusers' AutoencoderTiny) learns fast and settles what the latents mean. Noise on the latent
-and a second reconstruction at half size keep the latents smooth, which is what a diffusion model needs: Skorokhodov
-et al., "Improving the Diffusability of Autoencoders", arXiv 2502.14831, section 4. A linear reading of the mean colour
-keeps all three colour axes in the latents: with L1 alone the weakest (red against green) drowns in that noise.
+`autoencoder` trains diffusers' AutoencoderTiny, which learns fast, and so settles what the latents mean. Noise on the
+latent and a second reconstruction at half size keep the latents smooth, which is what a diffusion model needs:
+Skorokhodov et al., "Improving the Diffusability of Autoencoders", arXiv 2502.14831, section 4. A linear reading of the
+mean colour keeps all three colour axes in the latents: with L1 alone the weakest (red against green) drowns in that
+noise. `decoder` then improves its decoder alone, and `reference` trains an AutoencoderKL for the same latents.
 """
 
 import copy
 import random
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
 from . import world
-from .loop import WORK, train
+from .loop import DEVICE, checkpoint, feed, train
 
 CROP = 64  # px
+CELL = 8  # px, what one latent stands for
 
 
-def build():
+def tiny():
     """The untrained AutoencoderTiny: constant width 32, no block at full resolution (half of the usual cost)."""
     return AutoencoderTiny(
         encoder_block_out_channels=(32,) * 4, decoder_block_out_channels=(32,) * 4, latent_channels=4,
@@ -29,12 +32,21 @@ def build():
     )
 
 
+def kl():
+    """The untrained AutoencoderKL. Few groups in its norms: with few channels a group, they fight flat colours."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32, 48, 96, 96), layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=world.SIZE,
+        scaling_factor=1.0, mid_block_add_attention=False,
+    )
+
+
 class Training(nn.Module):
-    """The autoencoder with the reading of the mean colour that only its training uses."""
+    """The small autoencoder with the reading of the mean colour that only its training uses."""
 
     def __init__(self):
         super().__init__()
-        self.vae = build()
+        self.vae = tiny()
         self.colour = nn.Conv2d(4, 3, 1)
 
 
@@ -56,7 +68,7 @@ def crops(seed, batch):
                 if scene.stickers and rng.random() < 0.75:
                     s = rng.choice(scene.stickers)
                     x, y = (min(max(0, at + rng.randint(-24, s.full - CROP + 24)), world.SIZE - CROP) for at in (s.x, s.y))
-                x, y = x // world.GRID * world.GRID, y // world.GRID * world.GRID
+                x, y = x // CELL * CELL, y // CELL * CELL
                 out.append(picture[:, y:y + CROP, x:x + CROP])
         yield torch.stack(out[:batch])
 
@@ -66,38 +78,50 @@ def slopes(image):
 
 
 def distance(out, target):
-    """L1, half of the L1 of the slopes, and L1 at a quarter of the size."""
+    """L1, half of the L1 of the slopes, and half of the L1 at a quarter of the size."""
     edges = sum((a - b).abs().mean() for a, b in zip(slopes(out), slopes(target)))
     return F.l1_loss(out, target) + 0.5 * edges + 0.5 * F.l1_loss(F.avg_pool2d(out, 4), F.avg_pool2d(target, 4))
 
 
+def decibels(mse):
+    """PSNR of pictures in [-1, 1]."""
+    return -10 * torch.log10(mse / 4)
+
+
 def loss(model, images):
-    """Reconstruction through a noisy latent, at full and half size, and a pull of the latents to mean 0, deviation 1."""
-    vae = model.vae
+    """Reconstruction through a noisy latent, at full and half size, the mean colour of every cell, and a pull of the
+    latents to mean 0, deviation 1."""
+    images, vae = images.to(DEVICE), model.vae
     latents = vae.encode(images).latents
     noisy = latents + 0.1 * torch.randn_like(latents)
-    out = vae.decode(noisy).sample
-    half = vae.decode(F.avg_pool2d(noisy[::2], 2)).sample
+    out, half = vae.decode(noisy).sample, vae.decode(F.avg_pool2d(noisy[::2], 2)).sample
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     shape = mean.pow(2).mean() + (deviation - 1).pow(2).mean()
-    full = distance(out, images)
-    colour = F.mse_loss(model.colour(noisy), F.avg_pool2d(images, 8)) + F.mse_loss(F.avg_pool2d(out, 8), F.avg_pool2d(images, 8))
-    total = full + 0.25 * distance(half, F.avg_pool2d(images[::2], 2)) + 0.02 * shape + 2 * colour
-    with torch.no_grad():
-        mse = F.mse_loss(out.clamp(-1, 1), images) / 4
-    return total, {"psnr": float(-10 * torch.log10(mse)), "std": float(deviation.detach().mean()), "colour": float(colour.detach())}
+    coarse = F.avg_pool2d(images, CELL)
+    colour = F.mse_loss(model.colour(noisy), coarse) + F.mse_loss(F.avg_pool2d(out, CELL), coarse)
+    total = distance(out, images) + 0.25 * distance(half, F.avg_pool2d(images[::2], 2)) + 0.1 * shape + 2 * colour
+    return total, {"psnr": decibels(F.mse_loss(out.detach(), images)), "std": deviation.mean(), "colour": colour}
 
 
 @torch.no_grad()
-def psnr(model, count=64, seed=10_000_019):
+def psnr(encode, decode, count=64, seed=10_000_019):
     """Mean PSNR in dB over held-out 256 px scenes."""
-    rng = random.Random(seed)
-    values = []
+    rng, values = random.Random(seed), []
     for _ in range(count):
-        picture = pixels(world.render(world.sample(rng, "heldout", rng.choice((1, 2)))))[None]
-        out = model.decode(model.encode(picture).latents).sample.clamp(-1, 1)
-        values.append(float(-10 * torch.log10(F.mse_loss(out, picture) / 4)))
-    return sum(values) / count
+        picture = pixels(world.render(world.sample(rng, "heldout", rng.choice((1, 2)))))[None].to(DEVICE)
+        values.append(float(decibels(F.mse_loss(decode(encode(picture)).clamp(-1, 1), picture))))
+    return round(sum(values) / count, 2)
+
+
+def fit(minutes, seed=0, batch=8):
+    torch.manual_seed(seed)
+
+    def report(average):
+        vae = average.vae
+        return {"heldout_psnr": psnr(lambda x: vae.encode(x).latents, lambda z: vae.decode(z).sample, 16)}
+
+    return train("autoencoder", Training(), feed(partial(crops, batch=batch), seed), loss, minutes, lr=1.5e-3, report=report,
+                 report_every=120)
 
 
 @torch.no_grad()
@@ -116,47 +140,65 @@ def whiten(vae, count=64, seed=40_000_003):
 
 
 def trained():
-    """The trained autoencoder, eval and frozen, with latents of mean 0 and deviation 1 in every channel. Its encoder is
+    """The small autoencoder, eval and frozen, with latents of mean 0 and deviation 1 in every channel. Its encoder is
     settled by the first stage; its decoder is the second stage's when that has run."""
     model = Training()
-    model.load_state_dict(torch.load(WORK / "autoencoder.pt", weights_only=True)["average"])
+    model.load_state_dict(checkpoint("autoencoder")["average"])
     vae = model.vae.eval().requires_grad_(False)
     whiten(vae)
-    if (WORK / "decoder.pt").exists():
-        vae.decoder.load_state_dict(torch.load(WORK / "decoder.pt", weights_only=True)["average"])
+    if saved := checkpoint("decoder"):
+        vae.decoder.load_state_dict(saved["average"])
     return vae
 
 
-def decoder_loss(encoder):
-    """Reconstruction from settled latents with a little noise, about as much as a sampler leaves."""
-    def loss(decoder, images):
-        with torch.no_grad():
-            latents = encoder(images)
-            latents = latents + 0.05 * torch.randn_like(latents)
-        out = decoder(latents)
-        mse = F.mse_loss(out, images)
-        coarse = F.mse_loss(F.avg_pool2d(out, 8), F.avg_pool2d(images, 8))
-        return distance(out, images) + mse + 4 * coarse, {"psnr": float(-10 * torch.log10(mse.detach() / 4))}
+def trained_reference():
+    """The AutoencoderKL for the latents of `trained`, eval and frozen; None before its stage has run."""
+    saved, vae = checkpoint("reference"), kl()
+    if saved:
+        vae.load_state_dict(saved["average"])
+    return vae.eval().requires_grad_(False) if saved else None
 
-    return loss
+
+def rebuild_loss(out, images):
+    """Distance and squared error, the coarse colour most of all."""
+    coarse = F.mse_loss(F.avg_pool2d(out, CELL), F.avg_pool2d(images, CELL))
+    return distance(out, images) + F.mse_loss(out, images) + 4 * coarse
+
+
+def settled(encoder, images, noise=0.05):
+    """Latents of `images` with a little noise, about as much as a sampler leaves, and without it."""
+    with torch.no_grad():
+        latents = encoder(images)
+        return latents + noise * torch.randn_like(latents), latents
 
 
 def fit_decoder(minutes, seed=3, batch=8):
-    """Trains the decoder alone; the latents, and so the teacher, stay as they are."""
+    """Trains the small decoder alone; the latents, and so the teacher, stay as they are."""
     torch.manual_seed(seed)
-    vae = trained()
+    vae = trained().to(DEVICE)
 
-    def report(decoder):
-        vae.decoder = decoder
-        return {"heldout_psnr": round(psnr(vae, 16), 2)}
+    def loss(decoder, images):
+        images = images.to(DEVICE)
+        out = decoder(settled(vae.encoder, images)[0])
+        return rebuild_loss(out, images), {"psnr": decibels(F.mse_loss(out.detach(), images))}
 
-    decoder = copy.deepcopy(vae.decoder).requires_grad_(True)
-    return train("decoder", decoder, crops(seed, batch), decoder_loss(vae.encoder), minutes, lr=1e-3,
-                 report=report, report_every=120)
+    return train("decoder", copy.deepcopy(vae.decoder).requires_grad_(True), feed(partial(crops, batch=batch), seed), loss, minutes,
+                 lr=1e-3, report=lambda decoder: {"heldout_psnr": psnr(vae.encoder, decoder, 16)}, report_every=120)
 
 
-def fit(minutes, seed=0, batch=8):
+def fit_reference(minutes, seed=4, batch=8):
+    """Trains the AutoencoderKL: its encoder to give the settled latents, its decoder to draw from them."""
     torch.manual_seed(seed)
-    model, log = train("autoencoder", Training(), crops(seed, batch), loss, minutes, lr=1.5e-3,
-                       report=lambda m: {"heldout_psnr": round(psnr(m.vae, 16), 2)}, report_every=120)
-    return model.vae, log
+    encoder = trained().encoder.to(DEVICE)
+
+    def loss(model, images):
+        images = images.to(DEVICE)
+        noisy, latents = settled(encoder, images)
+        out, posterior = model.decode(noisy).sample, model.encode(images).latent_dist
+        match = F.mse_loss(posterior.mean, latents) + 1e-3 * (posterior.logvar + 8).pow(2).mean()  # deviation near 0.02
+        return rebuild_loss(out, images) + match, {"psnr": decibels(F.mse_loss(out.detach(), images)), "match": match}
+
+    def report(average):
+        return {"heldout_psnr": psnr(lambda x: average.encode(x).latent_dist.mean, lambda z: average.decode(z).sample, 16)}
+
+    return train("reference", kl(), feed(partial(crops, batch=batch), seed), loss, minutes, lr=1e-3, report=report, report_every=120)

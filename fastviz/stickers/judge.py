@@ -6,6 +6,7 @@ speeds training up and is folded into the convolutions at export, which leaves p
 
 import json
 import random
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torchvision.models.squeezenet import Fire
 from .. import judge
 from . import world
 from .autoencoder import pixels
-from .loop import train
+from .loop import DEVICE, feed, train
 from .words import BACKGROUNDS, OBJECTS, SCENERY
 
 STRIDE, FIRST = 16, 15  # px: the middle of cell i of the last grid is px 16 i + 15
@@ -112,16 +113,17 @@ def batches(seed, size):
 
 
 def loss(model, batch):
-    pictures, cells, places = batch
+    pictures, cells, places = (part.to(DEVICE) for part in batch)
     out, background = model(pictures)
     objects = F.cross_entropy(out, cells)
     return objects + 0.3 * F.cross_entropy(background, places), {
-        "cells": float((out.argmax(1) == cells)[cells < len(OBJECTS)].float().mean()),
-        "places": float((background.argmax(1) == places).float().mean())}
+        "cells": ((out.argmax(1) == cells) & (cells >= 0) & (cells < len(OBJECTS))).sum()
+        / ((cells >= 0) & (cells < len(OBJECTS))).sum().clamp(min=1),
+        "places": (background.argmax(1) == places).float().mean()}
 
 
 @torch.no_grad()
-def accuracy(model, count=256, seed=20_000_003, wear=False):
+def accuracy(model, count=256, seed=20_000_003, wear=False, device=DEVICE):
     """On held-out real scenes, shares in 0..1: object (top 1 for one object), pair (both in the top 2), background,
     relation, and false: scenes without objects in which one is seen."""
     rng, hits = random.Random(seed), {"object": [], "pair": [], "background": [], "relation": [], "false": []}
@@ -129,7 +131,7 @@ def accuracy(model, count=256, seed=20_000_003, wear=False):
         number = (1, 2, 1, 2, 0)[i % 5]
         scene = world.sample(rng, "heldout", number)
         picture = pixels(world.render(scene))
-        seen = model.read((worn(rng, picture) if wear else picture)[None])
+        seen = model.read((worn(rng, picture) if wear else picture)[None].to(device))
         names = {OBJECTS[i] for i in seen["mass"][0].topk(max(1, number)).indices.tolist()}
         hits["background"].append(SCENERY[int(seen["background"][0].argmax())] == scene.background)
         if number == 0:
@@ -151,10 +153,11 @@ def relation(where, first, second):
 
 def fit(minutes, seed=1, batch=24):
     torch.manual_seed(seed)
-    model, log = train("judge", build(), batches(seed, batch), loss, minutes, lr=2e-3, horizon=100,
+    model, log = train("judge", build(), feed(partial(batches, size=batch), seed), loss, minutes, lr=2e-3, horizon=100,
                        report=lambda m: accuracy(m, 100), report_every=120)
+    model.cpu()
     without_norm(model.body)
-    figures = {"clean": accuracy(model, 1000), "worn": accuracy(model, 500, wear=True)}
+    figures = {"clean": accuracy(model, 1000, device="cpu"), "worn": accuracy(model, 500, wear=True, device="cpu")}
     print(f"judge: {figures}")
     judge.FOLDER.mkdir(parents=True, exist_ok=True)
     save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, judge.FOLDER / "model.safetensors")

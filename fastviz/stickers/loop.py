@@ -1,13 +1,41 @@
-"""The training loop that every stage shares: a time budget, warm-up and decay, moving averages, resuming."""
+"""What every training stage shares: endless data, a time budget, warm-up and decay, moving averages, resuming."""
 
 import copy
 import math
+import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-WORK = Path("training")  # checkpoints and caches: ignored by git, continued from when present
+WORK = Path("training")  # checkpoints: ignored by git, continued from when present
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+
+
+class Endless(IterableDataset):
+    """make(seed) -> an endless iterator of batches; every worker process gets a seed of its own."""
+
+    def __init__(self, make, seed):
+        self.make, self.seed = make, seed
+
+    def __iter__(self):
+        worker = get_worker_info()
+        return self.make(self.seed if worker is None else self.seed + 1_000_003 * (worker.id + 1))
+
+
+def feed(make, seed):
+    """Endless batches of make(seed): painted by the other cores beside a GPU, in this process on a CPU."""
+    workers = max(1, len(os.sched_getaffinity(0)) - 2) if CUDA else 0
+    return iter(DataLoader(Endless(make, seed), batch_size=None, num_workers=workers, pin_memory=CUDA,
+                           prefetch_factor=4 if workers else None))
+
+
+def autocast():
+    """bfloat16 on a GPU that has it; single precision elsewhere."""
+    return torch.autocast("cuda", torch.bfloat16) if CUDA else nullcontext()
 
 
 def pace(done, warm=0.02, decay=0.25, floor=0.05):
@@ -30,58 +58,62 @@ def follow(average, model, step, horizon):
             a.copy_(p)
 
 
-def train(name, model, batches, loss, minutes, lr, *, optimizers=None, horizon=400, save_every=180, report=None, report_every=300,
-          device="cpu"):
+def checkpoint(name):
+    """What `train` saved under this name: step, hours, log, model, average, optimizers. None when there is nothing."""
+    path = WORK / f"{name}.pt"
+    return torch.load(path, map_location=DEVICE, weights_only=True) if path.exists() else None
+
+
+def train(name, model, batches, loss, minutes, lr, *, optimizers=None, horizon=400, report=None, report_every=300, save_every=180):
     """Trains `model` for `minutes` and returns its moving average (eval mode) and the log.
 
-    batches: iterator; loss(model, batch) -> (scalar tensor, dict of numbers to log). `training/<name>.pt` is
-    written every `save_every` seconds and continued from when present: step, hours, weights, averages, optimiser.
-    report(average) -> dict is logged every `report_every` seconds.
+    batches: iterator; loss(model, batch) -> (scalar tensor, dict of numbers to log), a batch still on the CPU.
+    training/<name>.pt is written every `save_every` seconds and continued from when present. report(average) -> dict is
+    logged every `report_every` seconds.
     """
-    model.to(device).train()
+    model.to(DEVICE).train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
     optimizers = optimizers or [torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)]
     rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
-    path, step, hours, log = WORK / f"{name}.pt", 0, 0.0, []
-    if path.exists():
-        saved = torch.load(path, map_location=device, weights_only=True)
+    step, hours, log = 0, 0.0, []
+    if saved := checkpoint(name):
         model.load_state_dict(saved["model"])
         average.load_state_dict(saved["average"])
         for optimizer, state in zip(optimizers, saved["optimizers"]):
             optimizer.load_state_dict(state)
         step, hours, log = saved["step"], saved["hours"], saved["log"]
         print(f"{name}: continuing at step {step}, {hours:.2f} h")
+    start = saved_at = reported_at = time.time()
 
     def save():
         WORK.mkdir(parents=True, exist_ok=True)
-        state = dict(model=model.state_dict(), average=average.state_dict(), step=step, log=log,
-                     hours=hours + (time.time() - start) / 3600, optimizers=[o.state_dict() for o in optimizers])
-        torch.save(state, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        part = WORK / f"{name}.part"
+        torch.save(dict(model=model.state_dict(), average=average.state_dict(), step=step, log=log,
+                        hours=hours + (time.time() - start) / 3600, optimizers=[o.state_dict() for o in optimizers]), part)
+        part.replace(WORK / f"{name}.pt")
 
-    start = saved_at = reported_at = time.time()
     sums, count = {}, 0
     while (elapsed := time.time() - start) < 60 * minutes:
         factor = pace(elapsed / (60 * minutes))
         for optimizer, base in zip(optimizers, rates):
             for group, rate in zip(optimizer.param_groups, base):
                 group["lr"] = rate * factor
-        value, numbers = loss(model, next(batches))
+        with autocast():
+            value, numbers = loss(model, next(batches))
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        step += 1
+        step, count = step + 1, count + 1
         follow(average, model, step, horizon)
-        for key, number in {"loss": float(value.detach()), **numbers}.items():
-            sums[key] = sums.get(key, 0.0) + number
-        count += 1
+        for key, number in {"loss": value, **numbers}.items():
+            sums[key] = sums.get(key, 0.0) + torch.as_tensor(number).detach().float()  # a GPU is not waited for here
         now = time.time()
         if now - reported_at > report_every:
-            extra = report(average) if report else {}
-            row = {"step": step, "hours": round(hours + (now - start) / 3600, 3), "lr": round(factor, 3),
-                   **{k: round(v / count, 5) for k, v in sums.items()}, **extra}
+            row = {"step": step, "hours": round(hours + (now - start) / 3600, 3), "rate": round(factor, 3),
+                   "steps/s": round(count / (now - reported_at), 2),
+                   **{key: round(float(total) / count, 5) for key, total in sums.items()}, **(report(average) if report else {})}
             print(f"{name}: {row}", flush=True)
             log.append(row)
             sums, count, reported_at = {}, 0, time.time()

@@ -1,18 +1,18 @@
 """Stage 3: the teacher, a text-conditional U-Net trained together with its text encoder.
 
-Two kinds of batches. `window`: 16 x 16 latents cut out of scenes with one sticker, so that shapes are learnt at their
-final scale at a fifth of the cost. `scene`: whole 32 x 32 latents, which teach where things stand. A run begins with
+Two kinds of batches. Windows: 16 x 16 latents cut out of scenes with one sticker, so that shapes are learnt at their
+final scale at a fifth of the cost. Scenes: whole 32 x 32 latents, which teach where things stand. Training begins with
 windows and ends with scenes.
 """
 
 import random
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from . import autoencoder, parts, world
-from .loop import WORK, train
+from .loop import CUDA, DEVICE, checkpoint, feed, train
 from .muon import Muon
 
 WINDOW, WHOLE = 16, 32  # latent cells
@@ -31,63 +31,66 @@ class Teacher(nn.Module):
         return self.unet(latents, t, self.text(tokens).last_hidden_state).sample
 
 
+def paint(seed, alone, batch=16):
+    """Endless batches of rendered training scenes: pictures (B, 3, 256, 256) uint8, tokens (B, 24), and boxes (B, 3):
+    x, y and side, in latent cells, of the only sticker; side 0 where there is none or two. alone: one sticker at most."""
+    rng, tokenizer = random.Random(seed), parts.tokenizer()
+    while True:
+        scenes = [world.sample(rng, "train", rng.choices((0, 1), (4, 96))[0] if alone else None) for _ in range(batch)]
+        pictures = torch.stack([autoencoder.pixels(world.render(scene)) for scene in scenes])
+        boxes = [[at // autoencoder.CELL for at in (s.x, s.y, s.full)] if len(scene.stickers) == 1 else [0, 0, 0]
+                 for scene in scenes for s in scene.stickers[:1] or [None]]
+        yield ((pictures + 1) * 127.5).round().byte(), tokens_of(tokenizer, [s.caption for s in scenes]), torch.tensor(boxes)
+
+
+def tokens_of(tokenizer, captions):
+    """(B, 24) token ids."""
+    return tokenizer(captions, padding="max_length", max_length=parts.LENGTH, truncation=True, return_tensors="pt").input_ids
+
+
 class Scenes:
     """A growing store of encoded scenes: the oldest are replaced while training goes on."""
 
-    def __init__(self, encoder, tokenizer, seed, room=12_000, alone=True):
-        self.encoder, self.tokenizer = encoder, tokenizer
-        self.rng, self.room, self.alone = random.Random(seed), room, alone
-        self.latents = torch.empty(room, 4, WHOLE, WHOLE, dtype=torch.half)
-        self.tokens = torch.empty(room, parts.LENGTH, dtype=torch.int16)
-        self.boxes = torch.empty(room, 3, dtype=torch.int16)  # x, y, cells of the only sticker; cells 0: none
-        self.count = 0
+    def __init__(self, encoder, empty, room):
+        """encoder: pictures in [-1, 1] -> latents; empty: the tokens (1, 24) of an empty caption; room: scenes kept."""
+        self.encoder, self.empty, self.room, self.count = encoder, empty.to(DEVICE), room, 0
+        self.latents = torch.empty(room, 4, WHOLE, WHOLE, dtype=torch.half, device=DEVICE)
+        self.tokens = torch.empty(room, parts.LENGTH, dtype=torch.long, device=DEVICE)
+        self.boxes = torch.empty(room, 3, dtype=torch.long, device=DEVICE)
 
     @torch.no_grad()
-    def grow(self, number):
-        """Adds `number` scenes of the training split."""
-        scenes = [world.sample(self.rng, "train", self.rng.choices((0, 1), (4, 96))[0] if self.alone else None)
-                  for _ in range(number)]
-        pictures = torch.stack([autoencoder.pixels(world.render(scene)) for scene in scenes])
-        latents = self.encoder.encode(pictures).latents
-        for i, scene in enumerate(scenes):
-            at = self.count % self.room
-            self.latents[at] = latents[i].half()
-            self.tokens[at] = torch.tensor(self.ids(scene.caption), dtype=torch.int16)
-            s = scene.stickers[0] if len(scene.stickers) == 1 else None
-            self.boxes[at] = torch.tensor([s.x // 8, s.y // 8, s.full // 8] if s else [0, 0, 0], dtype=torch.int16)
-            self.count += 1
-
-    def ids(self, caption):
-        return self.tokenizer(caption, padding="max_length", max_length=parts.LENGTH, truncation=True).input_ids
+    def add(self, pictures, tokens, boxes):
+        at = torch.arange(self.count, self.count + len(pictures)) % self.room
+        self.latents[at] = self.encoder(pictures.to(DEVICE) / 127.5 - 1).half()
+        self.tokens[at], self.boxes[at] = tokens.to(DEVICE), boxes.to(DEVICE)
+        self.count += len(pictures)
 
     def draw(self, size, cells):
-        """(latents (size, 4, cells, cells), tokens (size, 24)); a window holds the whole sticker."""
-        rows = torch.tensor(self.rng.sample(range(min(self.count, self.room)), size))
-        tokens = self.tokens[rows].long()
-        empty = torch.tensor(self.ids(""))
-        for i in range(size):
-            if self.rng.random() < EMPTY:
-                tokens[i] = empty
-        latents = self.latents[rows].float()
-        if cells < WHOLE:
-            latents = torch.stack([self._cut(z, box, cells) for z, box in zip(latents, self.boxes[rows].tolist())])
-        return latents, tokens
-
-    def _cut(self, latents, box, cells):
-        x, y, side = box
-        corner = [self.rng.randint(max(0, at + side - cells), min(at, WHOLE - cells)) if side else
-                  self.rng.randint(0, WHOLE - cells) for at in (x, y)]
-        return latents[:, corner[1]:corner[1] + cells, corner[0]:corner[0] + cells]
+        """(latents (size, 4, cells, cells), tokens (size, 24)); a window holds its whole sticker."""
+        rows = torch.randint(min(self.count, self.room), (size,), device=DEVICE)
+        dropped = torch.rand(size, 1, device=DEVICE) < EMPTY
+        y, x = (corners(self.boxes[rows, axis], self.boxes[rows, 2], cells)[:, None] + torch.arange(cells, device=DEVICE)
+                for axis in (1, 0))
+        latents = self.latents[rows[:, None, None], :, y[:, :, None], x[:, None, :]]  # (size, cells, cells, 4)
+        return latents.permute(0, 3, 1, 2).float(), torch.where(dropped, self.empty, self.tokens[rows])
 
 
-def stream(scenes, size, cells, fresh):
-    """Endless batches; `fresh` new scenes are encoded for every batch."""
+def corners(at, side, cells):
+    """A random first cell, on one axis, of windows of `cells` that hold a sticker of `side` cells at `at`: (B,)."""
+    low = torch.where(side > 0, (at + side - cells).clamp(min=0), 0)
+    high = torch.where(side > 0, at.clamp(max=WHOLE - cells), WHOLE - cells)
+    return low + (torch.rand(len(at), device=at.device) * (high - low + 1)).long()
+
+
+def stream(scenes, painted, size, cells, fresh):
+    """Endless batches; for each, `fresh` scenes on average are painted, encoded and added."""
     debt = 0.0
     while True:
         debt += fresh
-        if debt >= 8:
-            scenes.grow(int(debt))
-            debt -= int(debt)
+        while debt > 0:
+            batch = next(painted)
+            scenes.add(*batch)
+            debt -= len(batch[0])
         yield scenes.draw(size, cells)
 
 
@@ -99,13 +102,12 @@ def noise_loss(alphas):
 
     def loss(model, batch):
         latents, tokens = batch
-        t = ((torch.arange(len(latents)) + torch.rand(1)) / len(latents) * len(alphas)).long()  # stratified
-        noise = torch.randn_like(latents)
-        a = alphas[t][:, None, None, None]
-        out = model(a.sqrt() * latents + (1 - a).sqrt() * noise, t, tokens)
-        error = (out - noise).pow(2).mean((1, 2, 3))
-        low, high = error[t < 500].detach(), error[t >= 500].detach()
-        return (weight[t] * error).mean(), {"low": float(low.mean()), "high": float(high.mean())}
+        count = len(latents)
+        t = ((torch.arange(count, device=latents.device) + torch.rand(1, device=latents.device)) / count * len(alphas)).long()
+        noise, a = torch.randn_like(latents), alphas[t][:, None, None, None]  # the times are spread evenly over the batch
+        error = (model(a.sqrt() * latents + (1 - a).sqrt() * noise, t, tokens).float() - noise).pow(2).mean((1, 2, 3))
+        plain = error.detach()
+        return (weight[t] * error).mean(), {"low": plain[:count // 2].mean(), "high": plain[count // 2:].mean()}
 
     return loss
 
@@ -114,26 +116,29 @@ def optimizers(model, lr):
     """Muon for the matrices inside, AdamW for embeddings, norms, biases and the first and last convolution."""
     inner, outer = [], []
     for name, p in model.named_parameters():
-        edge = "embedding" in name and "time_embedding" not in name or "conv_in" in name or "conv_out" in name
+        edge = any(part in name for part in ("token_embedding", "position_embedding", "conv_in", "conv_out"))
         (outer if p.ndim < 2 or edge else inner).append(p)
     return [Muon(inner, lr=lr), torch.optim.AdamW(outer, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)]
 
 
 def trained():
-    """The moving average of the teacher's checkpoint, in eval mode, with its step, hours and log."""
-    saved = torch.load(WORK / "teacher.pt", weights_only=True)
-    model = Teacher()
+    """The moving average of the teacher's checkpoint, in eval mode on the CPU, with its step, hours and log."""
+    saved, model = checkpoint("teacher"), Teacher()
     model.load_state_dict(saved["average"])
     return model.eval().requires_grad_(False), {key: saved[key] for key in ("step", "hours", "log")}
 
 
-def fit(minutes, cells=WINDOW, size=32, lr=2e-3, fresh=2, seed=2):
-    """Continues from the checkpoint when there is one; a stage with other `cells` starts from its weights."""
+def fit(minutes, cells=WINDOW, size=24, lr=2e-3, fresh=2.0, room=12_000, seed=2):
+    """Continues from the checkpoint when there is one, with windows or scenes. fresh: new scenes per batch."""
     torch.manual_seed(seed)
-    model = Teacher()
-    scenes = Scenes(autoencoder.trained(), model.tokenizer, seed, alone=cells == WINDOW)
-    for _ in range(40):
-        scenes.grow(16)
+    model = Teacher().to(DEVICE)
     model.unet.to(memory_format=torch.channels_last)
-    return train("teacher", model, stream(scenes, size, cells, fresh), noise_loss(parts.scheduler().alphas_cumprod), minutes, lr,
-                 optimizers=optimizers(model, lr), horizon=300, report_every=60)
+    if CUDA:
+        torch.set_float32_matmul_precision("high")
+        model.unet.compile()
+    scenes = Scenes(autoencoder.trained().encoder.to(DEVICE), tokens_of(model.tokenizer, [""]), room)
+    painted = feed(partial(paint, alone=cells == WINDOW), seed)
+    while scenes.count < min(room, 40 * size):
+        scenes.add(*next(painted))
+    return train("teacher", model, stream(scenes, painted, size, cells, fresh), noise_loss(parts.scheduler().alphas_cumprod.to(DEVICE)),
+                 minutes, lr, optimizers=optimizers(model, lr), horizon=300, report_every=60)
