@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from fastviz import cost, judge, metrics, models
-from fastviz.bench import local
+from fastviz import cost, models
+from fastviz.bench import local, page
 from fastviz.request import Request, parse_stack
 
 
@@ -83,3 +83,16 @@ def test_rounds_change_prompt_and_seed_for_all_lanes_together(tiny_pipe, asked):
     finally:
         local.FULL = kept
     assert order == ["a", "b", "a", "b"] and seen["a"] == seen["b"] == [("a cat", 0), ("an owl", 8)]
+
+
+def test_the_page_is_timed_from_a_fresh_process():
+    if not (models.MODELS["stickers"].folder / "model_index.json").is_file():
+        pytest.skip("the embedded model is not in this checkout")
+    found = page.times(Request("a cat", steps=1, size=128))
+    assert 0 < found["served"] and 0 < found["first_picture"]
+
+
+def test_a_server_that_ends_says_why(monkeypatch):
+    monkeypatch.setenv("FASTVIZ_PROFILE", "no-such-profile")
+    with pytest.raises(RuntimeError, match="no-such-profile"):
+        page.times(Request("a cat", steps=1, size=128))

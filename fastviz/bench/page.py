@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 
@@ -20,23 +21,25 @@ def times(request):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    address, begun = f"http://127.0.0.1:{port}", time.perf_counter()
-    server = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env={**os.environ, "GRADIO_SERVER_PORT": str(port)},
-                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        wait_for(address, server)
-        served = time.perf_counter() - begun
-        client = Client(address, verbose=False)
+    address = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile("w+") as words:
         begun = time.perf_counter()
-        first_picture(client.submit(request.prompt, seed=request.seed, steps=request.steps, size=request.size,
-                                    model=request.model, repeats=1, api_name="/compare"))
-        return {"served": served, "first_picture": time.perf_counter() - begun}
-    finally:
-        server.terminate()
-        server.communicate(timeout=30)
+        server = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env={**os.environ, "GRADIO_SERVER_PORT": str(port)},
+                                  stdout=subprocess.DEVNULL, stderr=words)
+        try:
+            wait_for(address, server, words)
+            served = time.perf_counter() - begun
+            client = Client(address, verbose=False)
+            begun = time.perf_counter()
+            first_picture(client.submit(request.prompt, seed=request.seed, steps=request.steps, size=request.size,
+                                        model=request.model, repeats=1, api_name="/compare"))
+            return {"served": served, "first_picture": time.perf_counter() - begun}
+        finally:
+            server.terminate()
+            server.wait(30)
 
 
-def wait_for(address, server):
+def wait_for(address, server, words):
     """Returns as soon as the page is served."""
     end = time.perf_counter() + PATIENCE
     while time.perf_counter() < end:
@@ -46,7 +49,8 @@ def wait_for(address, server):
                 return
         except OSError:
             if server.poll() is not None:
-                raise RuntimeError(f"app.py ended: {server.stderr.read()[-2000:]}") from None
+                words.seek(0)
+                raise RuntimeError(f"app.py ended: {words.read()[-2000:]}") from None
             time.sleep(0.02)
     raise RuntimeError(f"{address} did not answer within {PATIENCE} s")
 
