@@ -15,7 +15,7 @@ from . import cost, metrics, models
 from .methods import few_step, method_of
 from .patch import Refused
 from .request import BadRequest, stack_keys, stack_text
-from .run import Failed, Run, Stopped, generate, guided, warm
+from .run import Failed, Run, Stopped, failure, generate, guided, warm
 
 log = logging.getLogger(__name__)
 KEPT = 256  # rows that are remembered as warm
@@ -157,10 +157,12 @@ def progress(lane, lanes, repeats, step):
     return Progress(lane.index, len(lanes), lane.title, len(lane.runs), repeats, step, lane.steps or lanes[0].steps, seconds)
 
 
-def sentence(error, title):
-    """What people read about an error. One that is not ours goes to the log with its traceback."""
+def sentence(error, title, request):
+    """What people read about an error. One that is neither ours nor the machine's goes to the log with its traceback."""
     if isinstance(error, (Failed, Refused, BadRequest)):
         return str(error)
+    if told := failure(error, request):
+        return told
     log.error("%s", title, exc_info=error)
     return f"{title} could not be run ({type(error).__name__}): the program's log says more."
 
@@ -210,15 +212,14 @@ def compare(request, *, on_progress=None, stop=None):
                     return
 
 
-def attempt(*work):
+def attempt(pipe, request, lane, lanes, on_progress, stop):
     """time_once, with any error but Stopped turned into the lane's sentence."""
-    lane = work[2]
     try:
-        time_once(*work)
+        time_once(pipe, request, lane, lanes, on_progress, stop)
     except Stopped:
         raise
     except Exception as error:
-        lane.error = sentence(error, lane.title)
+        lane.error = sentence(error, lane.title, request)
 
 
 def without_reference(lanes, repeats):
