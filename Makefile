@@ -2,13 +2,22 @@
 
 .PHONY: app test clean
 
-.venv/.done: requirements.txt requirements-test.txt
-	python3 -m venv .venv
-	.venv/bin/python -m pip install --quiet -r requirements-test.txt
-	touch .venv/.done
+PYTHON ?= python3
 
-app: .venv/.done
+.venv/.app: requirements.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet -r requirements.txt
+	touch .venv/.app
+
+.venv/.test: requirements-test.txt .venv/.app
+	.venv/bin/python -m pip install --quiet -r requirements-test.txt
+	touch .venv/.test
+
+app: .venv/.app
 	.venv/bin/python app.py
 
-test: .venv/.done
+test: .venv/.test
 	.venv/bin/python -m pytest -q tests
+
+clean:
+	rm -rf .venv runs .pytest_cache
