@@ -45,7 +45,7 @@ class Page:
                 "to make it fast. See what each one saves, and what it changes.</p>", elem_id="top", apply_default_css=False)
 
     def asking(self):
-        self.ask.add("prompt", gr.Textbox(label="Prompt", placeholder=EXAMPLES[0], lines=2, max_lines=5, autofocus=True,
+        self.ask.add("prompt", gr.Textbox(label="Prompt", placeholder=EXAMPLES[0], lines=2, max_lines=5,
                                           max_length=PROMPT_LENGTH, elem_id="ask-prompt", submit_btn=False))
         self.notice = view("notice", [])
         with gr.Row(elem_id="go"):
@@ -64,11 +64,11 @@ class Page:
 
     def answering(self):
         self.status = view("status", IDLE)
-        self.board = view("board", None)
         with gr.Row(elem_id="after"):
             self.download = gr.DownloadButton("Download all (zip)", interactive=False, elem_id="download", size="sm")
             self.link = gr.Button("Copy link", elem_id="link", size="sm")
             self.drop = view("drop", None)
+        self.board = view("board", None)
 
     # What happens
 

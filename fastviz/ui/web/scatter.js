@@ -53,7 +53,7 @@
     part.plot.replaceChildren(...axes, ...curves(points), ...points.map(dot), ...labels(points, width));
     const name = (part.rows.find((row) => row.lpips_name) || {}).lpips_name || "LPIPS";
     part.words.textContent = `Nearer to the lower left corner is better: fast, and close to the full model. ${name}; it measures closeness, not beauty. `
-      + (part.rows.some(fewer) ? "The line is what simply taking fewer steps gives: a method below it earns its keep." : "");
+      + (part.rows.filter(fewer).length > 1 ? "The line is what simply taking fewer steps gives: a method below it earns its keep." : "");
   }
 
   /** One line per solver through its rows; the full model ends the line of its own solver, DDIM. */
