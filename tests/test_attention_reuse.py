@@ -114,7 +114,7 @@ def run(pipe, stack, steps, **told):
 @pytest.mark.parametrize("schedule", ("1000", "1101", "10010"))
 def test_map_reuse_equals_the_slow_loop(tiny_pipe, schedule):
     context = Context(len(schedule), grid=(16, 16))
-    attentions = [getattr(block, part) for _, block, _ in transformer_blocks(tiny_pipe.unet, (16, 16)) for part in ("attn1", "attn2")]
+    attentions = [attn for _, attn, _ in attention_reuse.attentions(tiny_pipe.unet, (16, 16), "both")]
     before = [attn.processor for attn in attentions]
     try:
         for attn in attentions:
@@ -182,7 +182,7 @@ def test_executed_flops_fall_by_the_formula(tiny_pipe, maps, keep):
     from fastviz.cost import on_meta
 
     steps, per_step = 3, []
-    n_of = {f"{name}.attn{i}": h * w for name, _, (h, w) in transformer_blocks(tiny_pipe.unet, (16, 16)) for i in (1, 2)}
+    n_of = {name: h * w for name, _, (h, w) in transformer_blocks(tiny_pipe.unet, (16, 16))}
     with on_meta(tiny_pipe) as bare:
         context = Context(steps, grid=(16, 16))
         latents, t = torch.empty(2, 4, 16, 16, device="meta"), torch.empty((), dtype=torch.long, device="meta")
@@ -193,7 +193,7 @@ def test_executed_flops_fall_by_the_formula(tiny_pipe, maps, keep):
                 per_step.append(counter.get_total_flops())
     c, m, d, skipped, side = 32, 24, 32, 0, 0
     for name, _, part in attention_reuse.attentions(tiny_pipe.unet, (16, 16), maps):
-        n = n_of[name]
+        n = n_of[name.rpartition(".")[0]]
         half = 2 * n * c * c + n * n * c if part == "self" else n * c * c + m * c * d + n * m * c
         skipped += 2 * 2 * half * (2 if keep == "output" else 1)
         side += 2 * 2 * half if keep == "map" else 0
@@ -246,7 +246,8 @@ def test_frozen_names_the_steps_and_parts_that_reuse(tiny_pipe, maps):
     context = Context(4)
     context.frozen = {(3, "self")}
     with attention_reuse.attach(tiny_pipe, Knobs(maps=maps), context):
-        assert context.frozen == {(3, "self")} | {(step, part) for step in (2, 3) for part in ("self", "cross") if maps in (part, "both")}
+        reused = {(step, part) for step in (2, 3) for part in ("self", "cross") if maps in (part, "both")}
+        assert context.frozen == {(3, "self")} | reused
     assert context.frozen == {(3, "self")}
 
 

@@ -34,7 +34,7 @@ def alone(tiny_pipe):
 
 
 def fingerprint(pipe):
-    """Everything that attaching could leave behind: classes, entries of every module, hooks, weights, parts of the pipe."""
+    """All that attaching could leave behind: classes, entries of every module, hooks, weights, parts of the pipe."""
     parts = {f"pipe.{name}": value for name, value in vars(pipe).items() if not name.startswith("_")}
     for root in ("unet", "vae", "text_encoder"):
         for name, module in getattr(pipe, root).named_modules():
@@ -85,7 +85,8 @@ def step_by_step(pipe, stack, context):
         scheduler.set_timesteps(context.steps)
         for context.step, t in enumerate(scheduler.timesteps):
             with torch.no_grad():
-                without, given = ready.unet(sample=x.repeat(2, 1, 1, 1), timestep=t, encoder_hidden_states=text).sample.chunk(2)
+                pair = ready.unet(sample=x.repeat(2, 1, 1, 1), timestep=t, encoder_hidden_states=text).sample
+            without, given = pair.chunk(2)
             x = scheduler.step(without + 3 * (given - without), t, x).prev_sample
             yield x
 
@@ -208,7 +209,8 @@ def test_traced_equals_timed_and_stays_within_its_budget(tiny_pipe, alone, stack
     assert torch.equal(latents(tiny_pipe, stack, trace=whole), alone[stack])
     assert torch.equal(latents(tiny_pipe, stack, trace=small), alone[stack])
     for trace in (whole, small):
-        assert trace.nbytes == sum(a.nbytes for cells in trace.channels.values() for a in cells.values()) <= trace.budget
+        held = sum(array.nbytes for cells in trace.channels.values() for array in cells.values())
+        assert trace.nbytes == held <= trace.budget
     assert not whole.dropped and bool(small.dropped) == (whole.nbytes > small.budget)
     kept = sum(map(len, small.channels.values())) + sum(small.dropped.values())
     assert kept == sum(map(len, whole.channels.values()))

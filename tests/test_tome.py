@@ -52,7 +52,8 @@ def test_pairs_and_outputs_equal_tomesd(size, sx, sy, random):
         torch.manual_seed(h * w + sx)
         x = torch.randn(2, h * w, 24, dtype=torch.double)
         cells, _ = tome.cells_of(size, sx, sy)
-        place = torch.randint(sy * sx, cells, generator=torch.Generator().manual_seed(3)).numpy()  # what tomesd will draw
+        # what tomesd will draw
+        place = torch.randint(sy * sx, cells, generator=torch.Generator().manual_seed(3)).numpy()
         their_merge, their_unmerge = bipartite_soft_matching_random2d(
             x, w, h, sx, sy, int(h * w * ratio), no_rand=not random,
             generator=torch.Generator().manual_seed(3))
@@ -72,11 +73,11 @@ def noise_prediction(unet, size=16):
 
 @pytest.mark.parametrize("parts", ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)))
 def test_the_whole_network_equals_tomesd(tiny_pipe, parts):
-    merge_self, merge_cross, merge_mlp = map(bool, parts)
+    own, cross, mlp = map(bool, parts)
     peer = copy.deepcopy(tiny_pipe.unet)
-    tomesd.apply_patch(peer, ratio=0.4, max_downsample=2, use_rand=False, merge_attn=merge_self,
-                       merge_crossattn=merge_cross, merge_mlp=merge_mlp)
-    knobs = tome.Knobs(ratio=0.4, max_downsample=2, random=False, merge_self=merge_self, merge_cross=merge_cross, merge_mlp=merge_mlp)
+    tomesd.apply_patch(peer, ratio=0.4, max_downsample=2, use_rand=False,
+                       merge_attn=own, merge_crossattn=cross, merge_mlp=mlp)
+    knobs = tome.Knobs(ratio=0.4, max_downsample=2, random=False, merge_self=own, merge_cross=cross, merge_mlp=mlp)
     plain, context = noise_prediction(tiny_pipe.unet), Context(1, grid=(16, 16))
     with tome.attach(tiny_pipe, knobs, context) as pipe:
         merged = noise_prediction(pipe.unet)
@@ -85,7 +86,7 @@ def test_the_whole_network_equals_tomesd(tiny_pipe, parts):
 
 
 @settings(max_examples=60, deadline=None)
-@given(h=st.integers(1, 20), w=st.integers(1, 20), sx=st.integers(1, 8), sy=st.integers(1, 8), seed=st.integers(0, 2**32 - 1))
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 8), st.integers(1, 8), st.integers(0, 2**32 - 1))
 def test_each_cell_has_one_destination(h, w, sx, sy, seed):
     cells, (height, width) = tome.cells_of((h, w), sx, sy)
     assert (height, width) == (min(sy, h), min(sx, w))
@@ -120,17 +121,22 @@ def test_the_draw_belongs_to_seed_step_and_block():
 
 def networks():
     """Networks on the meta device: ours, and the layouts of SD 1.5 and SDXL at few channels."""
-    sd15 = dict(block_out_channels=(32, 64, 64, 64), cross_attention_dim=32, attention_head_dim=8)
-    sdxl = dict(block_out_channels=(32, 64, 64), cross_attention_dim=32, attention_head_dim=(2, 2, 4), use_linear_projection=True,
-                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-                up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), transformer_layers_per_block=(1, 2, 3))
+    told = {
+        "SD 1.5": dict(block_out_channels=(32, 64, 64, 64), attention_head_dim=8),
+        "SDXL": dict(block_out_channels=(32, 64, 64), attention_head_dim=(2, 2, 4), use_linear_projection=True,
+                     down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+                     up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+                     transformer_layers_per_block=(1, 2, 3)),
+    }
     with torch.device("meta"):
-        return {name: UNet2DConditionModel(norm_num_groups=8, **told).eval() for name, told in (("SD 1.5", sd15), ("SDXL", sdxl))}
+        return {name: UNet2DConditionModel(norm_num_groups=8, cross_attention_dim=32, **more).eval()
+                for name, more in told.items()}
 
 
 def run_on_meta(unet, grid):
-    return unet(sample=torch.empty(2, 4, *grid, device="meta"), timestep=torch.empty((), dtype=torch.long, device="meta"),
-                encoder_hidden_states=torch.empty(2, 24, 32, device="meta")).sample
+    with torch.device("meta"):
+        return unet(sample=torch.empty(2, 4, *grid), timestep=torch.empty((), dtype=torch.long),
+                    encoder_hidden_states=torch.empty(2, 24, 32)).sample
 
 
 class Pipe:
@@ -143,15 +149,14 @@ class Pipe:
 @pytest.mark.parametrize("grid", ((16, 16), (24, 40), (17, 30)))
 @pytest.mark.parametrize("name, unet", networks().items())
 def test_grids_are_those_that_the_blocks_see(name, unet, grid):
-    seen, hooks = {}, []
-    for key, block, _ in transformer_blocks(unet, grid):
-        hooks.append(block.register_forward_pre_hook(lambda module, args, key=key: seen.update({key: args[0].shape[1]})))
+    blocks, seen = transformer_blocks(unet, grid), []
+    hooks = [block.register_forward_pre_hook(lambda module, args: seen.append((module, args[0].shape[1])))
+             for _, block, _ in blocks]
     run_on_meta(unet, grid)
     for hook in hooks:
         hook.remove()
-    blocks = transformer_blocks(unet, grid)
-    assert seen == {key: h * w for key, _, (h, w) in blocks}
-    assert {block for _, block, _ in blocks} == {m for m in unet.modules() if type(m).__name__ == "BasicTransformerBlock"}
+    assert seen == [(block, h * w) for _, block, (h, w) in blocks]  # in order of execution
+    assert len(seen) == sum(type(module).__name__ == "BasicTransformerBlock" for module in unet.modules())
 
 
 def test_default_knobs_act_on_sdxl_and_the_papers_counting_says_that_nothing_merges():
@@ -259,7 +264,8 @@ def test_odd_batches_draw_too(tiny_pipe, batch):
     for seed in (0, 1):
         with tome.attach(tiny_pipe, tome.Knobs(), Context(1, seed=seed, grid=(16, 16))) as pipe, torch.no_grad():
             torch.manual_seed(0)
-            outs.append(pipe.unet(torch.randn(batch, 4, 16, 16), 500, encoder_hidden_states=torch.randn(batch, 24, 32)).sample)
+            latents, text = torch.randn(batch, 4, 16, 16), torch.randn(batch, 24, 32)
+            outs.append(pipe.unet(latents, 500, encoder_hidden_states=text).sample)
     assert not torch.equal(*outs)
 
 

@@ -3,7 +3,7 @@
 A method is a module with
     KEY, TITLE, SAYS            its name in commands, on the page, and one sentence for people
     PAPER                       (authors and title, address) or None
-    ROLE                        "patch" (edits the pipeline), "scheduler" or "weights": two of the last kinds never stack
+    ROLE                        "patch" (edits the pipeline), "scheduler" or "weights": the last two never stack
     Knobs, NEUTRAL              its settings; the ones that make it equal the full model bit for bit
     attach(pipe, knobs, context)  context manager that yields the pipeline to run
     kinds(knobs, steps)         optional: one label per sampling step; steps of equal labels do equal work, and cost.py

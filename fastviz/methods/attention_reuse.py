@@ -30,12 +30,12 @@ FILL = 0.8  # of the free memory that kept maps may take; the rest is for activa
 @dataclass(frozen=True)
 class Knobs:
     """share = 0 and no schedule is the full model."""
-    share: float = number(0.5, 0.0, 1.0, "Share of the steps that reuse, the last ones. More is faster and further from "
-                          "the full model; the first step always computes.")
+    share: float = number(0.5, 0.0, 1.0, "Share of the steps that reuse, the last ones. More is faster and further "
+                          "from the full model; the first step always computes.")
     maps: str = choice("both", {"self": "Self-attention", "cross": "Cross-attention", "both": "Both"},
                        "Which attentions reuse. Self-attention saves most, and takes most memory.")
     keep: str = choice("map", {"map": "Map (the paper)", "output": "Output (pyramid attention broadcast)"},
-                       "What is kept. The map is still applied to new values; the output skips the attention as a whole.")
+                       "What is kept. A map is applied to new values; a kept output skips the attention as a whole.")
     schedule: str = text("", "Instead of a share, one digit a step: 1 computes, 0 reuses, such as 1110100 for 7 steps.",
                          tinker=True)
 
@@ -63,7 +63,8 @@ def gamma_of(knobs, steps):
     if not knobs.schedule:
         return hurry(steps, round(knobs.share * steps))
     if len(knobs.schedule) != steps:
-        raise Refused(f"The schedule has {len(knobs.schedule)} digits and the run {steps} steps: write one digit for each step.")
+        raise Refused(f"The schedule has {len(knobs.schedule)} digits and the run {steps} steps: "
+                      "write one digit for each step.")
     return tuple(map(int, knobs.schedule))
 
 
@@ -151,8 +152,9 @@ class Ledger:
         self.sizes[name] = size
         total = self.context.kept_bytes[KEY] = sum(self.sizes.values())
         if total > self.room:
-            raise Refused(f"The maps to be kept take more than the {self.room / 2**30:.1f} GiB of memory that are free for "
-                          "them: keep the output instead of the map, reuse only cross-attention, or choose a smaller picture.")
+            raise Refused(f"What is to be kept takes more than the {self.room / 2**30:.1f} GiB of memory that are free "
+                          "for it: keep the output instead of the map, reuse only cross-attention, or choose a smaller "
+                          "picture.")
 
 
 # The processors
@@ -209,8 +211,8 @@ class OutputReuse(MapReuse):
 
 
 class Recording:
-    """Adds to either kind, for a traced run: the age in steps of what was used (0 = computed) at every step and layer,
-    and, where it was used again, its staleness |A_i - A_j| / |A_i| (Frobenius) against what would have been computed."""
+    """Adds to either kind, for a traced run: the age in steps of what was used (0: computed) at every step and layer
+    and, where it was used again, its staleness |A_i - A_j| / |A_i| (Frobenius) against what was not computed."""
 
     def __call__(self, attn, *args, **others):
         step, trace = self.context.step, self.context.trace
@@ -255,8 +257,8 @@ def attach(pipe, knobs, context):
     layers = attentions(pipe.unet, context.grid, knobs.maps) if not all(gamma) else []
     for name, attn, _ in layers:
         if type(attn.processor).__name__ not in STANDARD:
-            raise Refused(f"{name} uses {type(attn.processor).__name__}, and attention reuse knows only diffusers' standard "
-                          "attention: remove what replaced it first.")
+            raise Refused(f"{name} uses {type(attn.processor).__name__}, and attention reuse knows only diffusers' "
+                          "standard attention: remove what replaced it first.")
     frozen = {(step, part) for _, _, part in layers for step, computed in enumerate(gamma) if not computed}
     ledger = Ledger(context, FILL * free_bytes(pipe.unet.device))
     kind = PROCESSORS[knobs.keep, context.trace is not None]

@@ -21,10 +21,10 @@ ROLE = "scheduler"
 class Knobs:
     """steps = 0 keeps the request's own number of steps; match names a row whose time decides instead."""
     solver: str = choice("dpm", {"ddim": "DDIM", "dpm": "DPM-Solver++ 2M", "unipc": "UniPC"},
-                         "The rule for one step. DDIM is the full model's own and looks at one step alone; the other two "
-                         "look back at the step before, and so can take larger ones.")
+                         "The rule for one step. DDIM is the full model's own and looks at one step alone; the other "
+                         "two look back at the step before, and so can take larger ones.")
     steps: int = number(15, 0, 100, "Fewer is faster and further from the full model. 0 keeps the full number.")
-    match: str = text("", "Name of a row, such as tome: takes the number of steps that comes closest to that row's time.")
+    match: str = text("", "Name of a row, such as tome: takes the number of steps that comes closest to its time.")
 
 
 NEUTRAL = Knobs(solver="ddim", steps=0)
@@ -42,7 +42,7 @@ def plan(knobs, steps, seconds=None, per_step=None, fixed=0.0):
 
 
 def scheduler(solver, config):
-    """A fresh scheduler of the chosen kind with the betas and the spacing of `config`: none carries over what it saw."""
+    """A fresh scheduler of the chosen kind with the betas and the spacing of `config`; it has no past."""
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
     if solver == "ddim":

@@ -28,21 +28,24 @@ OFF = -1.0  # the floor that every cosine reaches
 @dataclass(frozen=True)
 class Knobs:
     """ratio = 0 is the full model."""
-    ratio: float = number(0.5, 0.0, 0.95, "Share of the tokens that merge. More is faster and coarser; at most all but one "
-                          "token of each cell, 0.75 for cells of 2 x 2.")
-    max_downsample: int = number(1, 1, 8, "Merges on grids reduced up to this factor. More reaches deeper levels, where "
-                                 "there is less to save and more to lose.")
+    ratio: float = number(0.5, 0.0, 0.95, "Share of the tokens that merge. More is faster and coarser; at most all but "
+                          "one token of each cell, 0.75 for cells of 2 x 2.")
+    max_downsample: int = number(1, 1, 8, "Merges on grids reduced up to this factor. More reaches deeper levels, "
+                                 "where there is less to save and more to lose.")
     merge_cross: bool = switch(False, "Merges for cross-attention too. A little faster, and details drift.")
     merge_mlp: bool = switch(False, "Merges for the feed-forward layers too. Faster, and visibly coarser.")
-    sx: int = number(2, 1, 8, "Width of the cell, in tokens, that keeps one token for the others to merge into.", tinker=True)
+    sx: int = number(2, 1, 8, "Width of the cell, in tokens, that keeps one token for the others to merge into.",
+                     tinker=True)
     sy: int = number(2, 1, 8, "Height of that cell.", tinker=True)
     random: bool = switch(True, "Keeps a random token of each cell; off: always its top left one.", tinker=True)
-    merge_self: bool = switch(True, "Merges for self-attention, where the cost grows with the square of the tokens.", tinker=True)
-    every: int = number(1, 1, 100, "Matches anew every so many steps. More saves time in matching, and the match ages.", tinker=True)
-    floor: float = number(OFF, OFF, 1.0, "Cosine similarity below which tokens stay apart, whatever the ratio. More is slower "
-                          "and closer to the full model; -1 merges all.", tinker=True)
-    finest: bool = switch(True, "Counts downsampling from the finest grid that has attention; off: from the latents, as "
-                          "the paper does, which on some models leaves nothing to merge.", tinker=True)
+    merge_self: bool = switch(True, "Merges for self-attention, where the cost grows with the square of the tokens.",
+                              tinker=True)
+    every: int = number(1, 1, 100, "Matches anew every so many steps. More saves time in matching, and the match ages.",
+                        tinker=True)
+    floor: float = number(OFF, OFF, 1.0, "Cosine similarity below which tokens stay apart, whatever the ratio. More is "
+                          "slower and closer to the full model; -1 merges all.", tinker=True)
+    finest: bool = switch(True, "Counts downsampling from the finest grid that has attention; off: from the latents, "
+                          "as the paper does, which on some models leaves nothing to merge.", tinker=True)
 
 
 NEUTRAL = Knobs(ratio=0.0)
@@ -63,10 +66,10 @@ def cells_of(size, sx, sy):
 
 
 def split(size, sx, sy, place=0):
-    """Positions in a grid of (h, w) of the destinations (D,), one in each whole cell, and of the sources (S,), the rest.
+    """Positions in a grid of (h, w): destinations (D,), one in each whole cell, and sources (S,), the rest.
 
-    place: where in its cell each destination lies, row by row: 0 is the top left. Tokens beyond the last whole cell are
-    always sources.
+    place: where in its cell each destination lies, row by row: 0 is the top left. Tokens beyond the last whole cell
+    are always sources.
     """
     cells, (sy, sx) = cells_of(size, sx, sy)
     rows, columns = np.arange(cells[0])[:, None] * sy + place // sx, np.arange(cells[1]) * sx + place % sx
@@ -83,9 +86,7 @@ def count(ratio, size, sx, sy):
 
 def nearest(x, src, dst):
     """For each source its most similar destination: cosine (B, S) and index into dst (B, S). x: (B, N, C)."""
-    import torch.nn.functional as F
-
-    x = F.normalize(x, dim=-1)
+    x = x * x.norm(dim=-1, keepdim=True).clamp(min=1e-4).reciprocal()
     scores = x.index_select(1, src) @ x.index_select(1, dst).transpose(1, 2)  # (B, S, D)
     return scores.max(-1)
 
@@ -132,11 +133,6 @@ def kinds(knobs, steps):
     return ("match",) * steps if knobs.every == 1 else tuple(range(steps))
 
 
-def kinds(knobs, steps):
-    """One label per step, equal labels for equal work."""
-    return ("match",) * steps if knobs.every == 1 else tuple(range(steps))
-
-
 # The block
 
 class Merging:
@@ -157,7 +153,8 @@ class Merging:
         """A match is kept on steps that reuse an attention between merge and unmerge: its map indexes these tokens."""
         if self.since is None:
             return True
-        return step - self.since >= self.knobs.every and not any((step, part) in self.context.frozen for part in self.parts)
+        held = any((step, part) in self.context.frozen for part in self.parts)
+        return step - self.since >= self.knobs.every and not held
 
     def draw(self, step):
         """(sources, destinations) of this step."""
@@ -226,8 +223,9 @@ def active(unet, grid, knobs):
     """[(name, block, (h, w))] of the blocks whose grid is within max_downsample and where at least one token merges."""
     blocks = transformer_blocks(unet, grid)
     finest = max((h * w for _, _, (h, w) in blocks), default=0) if knobs.finest else grid[0] * grid[1]
-    return [(name, block, (h, w)) for name, block, (h, w) in blocks
-            if math.ceil(math.sqrt(finest // (h * w))) <= knobs.max_downsample and count(knobs.ratio, (h, w), knobs.sx, knobs.sy)]
+    return [(name, block, size) for name, block, size in blocks
+            if math.ceil(math.sqrt(finest // math.prod(size))) <= knobs.max_downsample
+            and count(knobs.ratio, size, knobs.sx, knobs.sy)]
 
 
 @contextmanager
@@ -236,11 +234,12 @@ def attach(pipe, knobs, context):
      - block.forward, and forward of attn1, attn2 and ff as far as they merge
     """
     kind = RecordedMerging if context.trace is not None else Merging
-    wanted = [part for part, on in (("attn1", knobs.merge_self), ("attn2", knobs.merge_cross), ("ff", knobs.merge_mlp)) if on]
+    asked = {"attn1": knobs.merge_self, "attn2": knobs.merge_cross, "ff": knobs.merge_mlp}
+    wanted = [part for part, on in asked.items() if on]
     with ExitStack() as exits:
         for name, block, size in active(pipe.unet, context.grid, knobs) if wanted else []:
             merging = kind(name, size, knobs, context)
             exits.enter_context(replaced(block, forward=merging.block(block.forward)))
-            for part in (getattr(block, part) for part in wanted):
+            for part in filter(None, (getattr(block, part) for part in wanted)):
                 exits.enter_context(replaced(part, forward=merging.part(part.forward)))
         yield pipe
