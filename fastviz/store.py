@@ -68,7 +68,7 @@ def read_png(file):
     try:
         with Image.open(file, formats=["PNG"]) as image:
             told = json.loads(image.text.get(CHUNK, "null"))
-    except (OSError, ValueError, SyntaxError, RecursionError):  # what Pillow and json say about files that are no PNG
+    except (OSError, ValueError, SyntaxError, RecursionError, Image.DecompressionBombError):  # no PNG, no JSON, or too much
         told = None
     return read_recipe(told)
 
