@@ -32,3 +32,12 @@ def make_tiny():
 def tiny_pipe():
     """A StableDiffusionPipeline of 32 channels for latents of 16 x 16 or more (128 px), eight parts in a second."""
     return make_tiny()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The page as a process of its own, as `make app` starts it: its address, and the folder that it calls /tmp."""
+    from serving import serve
+
+    with serve(tmp_path_factory.mktemp("tmp")) as running:
+        yield running
