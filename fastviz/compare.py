@@ -120,9 +120,12 @@ def settle(lane, lanes):
 
 def prepare(pipe, request, lane, lanes, stop):
     """Settles the steps of `lane` and warms it up. The full model is warmed up in every request, because a device that
-    was idle is slow at first and the reference would suffer; other rows once per process."""
+    was idle is slow at first and the reference would suffer; other rows once per process, and those that change only the
+    scheduler never: their network is the full model's."""
     if lane.steps is None:
         settle(lane, lanes)
+    if all(method_of(knobs).ROLE == "scheduler" for knobs in lane.stack):
+        return
     key = request.model, request.size, guided(pipe, request), lane.stack
     if lane.index == 0 or key not in warmed:
         run = warm(pipe, request, lane.stack, stop=stop)

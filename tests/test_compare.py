@@ -147,18 +147,18 @@ def test_progress_counts_down_to_nothing_left():
     assert all(0 <= p.step <= p.steps and p.repeat < p.repeats for p in told)
 
 
-def test_only_the_full_model_warms_up_again(tiny):
+def test_each_row_warms_up_once_the_full_model_always_and_a_scheduler_never(tiny):
     steps = []
     handle = tiny.unet.register_forward_hook(lambda *_: steps.append(1))
     try:
         counts = []
         for _ in range(2):
             steps.clear()
-            list(compare(asked("tome")))
+            list(compare(asked("tome,few_step(steps=1)")))
             counts.append(len(steps))
     finally:
         handle.remove()
-    assert counts == [2 + 3 + 2 + 3, 2 + 3 + 3]
+    assert counts == [(2 + 3) + (2 + 3) + 1, (2 + 3) + 3 + 1]
 
 
 def test_the_environment_names_what_times_depend_on(tiny):
