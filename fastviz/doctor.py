@@ -1,4 +1,4 @@
-"""What runs here: device, kernels, versions, models and backbones on this disk, and what to do about what is missing."""
+"""What runs here: device, kernels, versions, models and backbones on this disk, and what to do about the rest."""
 
 import os
 import platform
@@ -21,8 +21,8 @@ FLOORS = {  # package -> (lowest version, why not below)
     "transformers": ("5.0", "what the models are saved with"),
     "lpips": ("0.1.4", "version 0.1 of its weights"),
 }
-KERNELS = {"math": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION, "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
-           "cuDNN": SDPBackend.CUDNN_ATTENTION}
+KERNELS = {"math": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION,
+           "memory-efficient": SDPBackend.EFFICIENT_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
 
 
 def runs(kernel, where):
@@ -78,8 +78,8 @@ def advice(told):
 
 def report():
     """A dict of plain values: device, dtype, kernels {name: runs}, threads, cores, python, versions {package: (found,
-    floor, good)}, models {key: state}, judge (state), backbones {net: "ready" or fault}, lpips (the name of the one in use,
-    or the reason why there is none), advice (sentences)."""
+    floor, good)}, models {key: state}, judge (state), backbones {net: "ready" or fault}, lpips (the name of the one in
+    use, or the reason why there is none), advice (sentences)."""
     where = models.device()
     told = dict(
         device=where.type, device_name=device_name(where), dtype=str(models.precision(where)).removeprefix("torch."),

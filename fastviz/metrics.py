@@ -202,7 +202,7 @@ load_clip = functools.cache(models.load_clip)
 
 @torch.no_grad()
 def clip_match(picture, prompt):
-    """(cosine between CLIP's picture and prompt embeddings, at least 0: Hessel et al., arXiv 2104.08718, unscaled; {})."""
+    """(cosine of CLIP's picture and prompt embeddings, at least 0, {}): Hessel et al., arXiv 2104.08718, unscaled."""
     try:
         clip, processor = load_clip()
     except BadModel as error:
@@ -219,9 +219,10 @@ def score(reference, picture, prompt, model_key):
     """
     if reference.size != picture.size:
         raise ValueError(f"pictures of two sizes cannot be compared: {reference.size} and {picture.size}")
-    answer = dict(psnr=psnr(reference, picture), ssim=ssim(reference, picture), difference_map=difference_map(reference, picture))
+    pair = reference, picture
+    answer = dict(psnr=psnr(*pair), ssim=ssim(*pair), difference_map=difference_map(*pair))
     try:
-        answer["lpips"], answer["lpips_map"], answer["lpips_name"] = lpips_score(reference, picture)
+        answer["lpips"], answer["lpips_map"], answer["lpips_name"] = lpips_score(*pair)
     except Unavailable as reason:
         answer.update(lpips=str(reason), lpips_map=None, lpips_name="LPIPS")
     try:

@@ -37,7 +37,8 @@ class Model:
 
 
 MODELS = {model.key: model for model in (
-    Model("stickers", "Stickers (embedded)", "assets/stickers/model", 256, (128, 256, 384, 512), 50, 3.0, "Apache-2.0", closed=True),
+    Model("stickers", "Stickers (embedded)", "assets/stickers/model", 256, (128, 256, 384, 512), 50, 3.0, "Apache-2.0",
+          closed=True),
 )}
 
 CLIP = ("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41",
@@ -80,17 +81,20 @@ def check(folder):
         raise BadModel(f"There is no folder {folder}: get the complete project again.")
     for name in contents(folder):
         if Path(name).suffix not in SAFE:
-            raise BadModel(f"{folder / name} is not a kind of file that a model may hold ({', '.join(sorted(SAFE))}): remove it.")
+            raise BadModel(f"{folder / name} is no file for a model ({', '.join(sorted(SAFE))}): remove it.")
     table = folder.parent / HASHES
     if not table.is_file():
         return f"There is no {table}: the files of {folder.name} were not verified."
-    prefix = folder.name + "/"
-    told = {name.removeprefix(prefix): value for name, value in json.loads(table.read_text()).items() if name.startswith(prefix)}
+    prefix, told = folder.name + "/", json.loads(table.read_text())
+    told = {name.removeprefix(prefix): value for name, value in told.items() if name.startswith(prefix)}
     found = hashes(folder)
     for name in sorted(told.keys() | found.keys()):
-        if told.get(name) != found.get(name):
-            what = "is missing" if name not in found else "is not a file of this model" if name not in told else "was changed or damaged"
-            raise BadModel(f"{folder / name} {what}: get the complete project again.")
+        if name not in found:
+            raise BadModel(f"{folder / name} is missing: get the complete project again.")
+        if name not in told:
+            raise BadModel(f"{folder / name} is not a file of this model: remove it.")
+        if told[name] != found[name]:
+            raise BadModel(f"{folder / name} was changed or damaged: get the complete project again.")
     return ""
 
 
@@ -154,7 +158,7 @@ def read(model):
             pipe = DiffusionPipeline.from_pretrained(model.folder, dtype=precision(where), local_files_only=True,
                                                      use_safetensors=True)
     except Exception as error:
-        raise BadModel(f"{model.title} could not be read from {model.folder} ({error}): get the complete project again.") from error
+        raise BadModel(f"{model.folder} could not be read ({error}): get the complete project again.") from error
     pipe.to(where)
     pipe.set_progress_bar_config(disable=True)
     for part in (part for part in pipe.components.values() if isinstance(part, torch.nn.Module)):

@@ -1,4 +1,4 @@
-"""The report of what runs here: true of this machine, plain enough for JSON, and with advice for whatever is missing."""
+"""The report of what runs here: true of this machine, plain enough for JSON, with advice for what is missing."""
 
 import importlib.metadata
 import json

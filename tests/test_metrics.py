@@ -86,7 +86,8 @@ def run_layer(layer, x):
         pad = layer.padding[0]
         x = np.pad(x, ((0, 0), (pad, pad), (pad, pad)))
         weight, bias = layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy()
-        return np.einsum("chwij,ocij->ohw", windows(x, layer.kernel_size[0], layer.stride[0]), weight, optimize=True) + bias[:, None, None]
+        near = windows(x, layer.kernel_size[0], layer.stride[0])
+        return np.einsum("chwij,ocij->ohw", near, weight, optimize=True) + bias[:, None, None]
     if isinstance(layer, nn.ReLU):
         return np.maximum(x, 0)
     if isinstance(layer, nn.MaxPool2d):
@@ -95,7 +96,7 @@ def run_layer(layer, x):
             x = np.pad(x, ((0, 0), (0, fill[0]), (0, fill[1])), constant_values=-np.inf)
         return windows(x, layer.kernel_size, layer.stride).max((3, 4))
     squeezed = np.maximum(run_layer(layer.squeeze, x), 0)  # SqueezeNet's Fire
-    return np.maximum(np.concatenate([run_layer(layer.expand1x1, squeezed), run_layer(layer.expand3x3, squeezed)]), 0)
+    return np.maximum(np.concatenate([run_layer(part, squeezed) for part in (layer.expand1x1, layer.expand3x3)]), 0)
 
 
 def oracle(layers, taps, pair, heads=None):
@@ -147,7 +148,7 @@ def test_lpips_orders_a_known_set_of_pictures(seeded_judge):
     assert found[0] == 0 and found == sorted(set(found))
 
 
-@pytest.mark.skipif(not (ROOT / "assets/stickers/hashes.json").is_file(), reason="the trained judge is not in this checkout")
+@pytest.mark.skipif(not (ROOT / "assets/stickers/hashes.json").is_file(), reason="the trained judge is not here")
 def test_the_shipped_judge():
     """Ordering by the trained features, and the prompt match on scenes of which the truth is known."""
     found = ordering(lambda *pair: metrics.lpips_score(*pair)[0])
@@ -156,9 +157,11 @@ def test_the_shipped_judge():
     for seed in range(40):
         picture, drawn = scene(seed, prompt_too=True)
         names = [sticker.name for sticker in drawn.stickers]
-        others = [name for name in words.OBJECTS if name not in names][seed], [b for b in words.SCENERY if b != drawn.background][seed % 9]
-        right.append(metrics.stickers_match(picture, f"a {names[0]} and a {names[1]} {words.BACKGROUNDS[drawn.background][0]}")[0])
-        wrong.append(metrics.stickers_match(picture, f"a {others[0]} {words.BACKGROUNDS[others[1]][0]}")[0])
+        other = [name for name in words.OBJECTS if name not in names][seed]
+        elsewhere = [place for place in words.SCENERY if place != drawn.background][seed % 9]
+        truth = f"a {names[0]} and a {names[1]} {words.BACKGROUNDS[drawn.background][0]}"
+        right.append(metrics.stickers_match(picture, truth)[0])
+        wrong.append(metrics.stickers_match(picture, f"a {other} {words.BACKGROUNDS[elsewhere][0]}")[0])
     assert np.mean(right) > 0.85 and np.mean(wrong) < 0.1
 
 
@@ -225,8 +228,9 @@ def test_scoring_never_asks_the_network(seeded_judge, monkeypatch):
 
 def test_broken_torchvision_costs_lpips_and_nothing_else(tmp_path, tiny_pipe):
     """A torchvision built for another torch raises on import; the model still loads and draws."""
-    (tmp_path / "broken/torchvision").mkdir(parents=True)
-    (tmp_path / "broken/torchvision/__init__.py").write_text('raise RuntimeError("operator torchvision::nms does not exist")')
+    broken = tmp_path / "broken/torchvision/__init__.py"
+    broken.parent.mkdir(parents=True)
+    broken.write_text('raise RuntimeError("operator torchvision::nms does not exist")')
     tiny_pipe.save_pretrained(tmp_path / "assets/model")
     code = f"""
 from PIL import Image
@@ -260,8 +264,9 @@ def test_ssim_equals_the_formula():
     var = [np.einsum("chwij,ij->chw", x**2, weight) - m**2 for x, m in zip(near, mean)]
     cov = np.einsum("chwij,ij->chw", near[0] * near[1], weight) - mean[0] * mean[1]
     c1, c2 = (0.01 * 255)**2, (0.03 * 255)**2
-    expected = ((2 * mean[0] * mean[1] + c1) * (2 * cov + c2) / ((mean[0]**2 + mean[1]**2 + c1) * (var[0] + var[1] + c2))).mean()
-    assert metrics.ssim(small(1), small(2)) == pytest.approx(expected, rel=1e-6)
+    above = (2 * mean[0] * mean[1] + c1) * (2 * cov + c2)
+    below = (mean[0]**2 + mean[1]**2 + c1) * (var[0] + var[1] + c2)
+    assert metrics.ssim(small(1), small(2)) == pytest.approx((above / below).mean(), rel=1e-6)
     assert metrics.ssim(small(1), small(1)) == 1
 
 

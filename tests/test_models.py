@@ -1,4 +1,4 @@
-"""Loading: only what was shipped is loaded, byte for byte, without a network; and what the tokenizer says of a prompt."""
+"""Loading: only what was shipped is loaded, byte for byte, without a network; and what is told of a prompt."""
 
 import copy
 import pickle
@@ -21,8 +21,8 @@ from fastviz.stickers import words
 def shipped(tiny_pipe, tmp_path_factory):
     """assets/tiny with a model in half-precision shards and a judge's folder beside it, hashed."""
     parent = tmp_path_factory.mktemp("assets")
-    pipe = type(tiny_pipe)(**{**tiny_pipe.components, "unet": copy.deepcopy(tiny_pipe.unet)}, requires_safety_checker=False)
-    pipe.unet.half()
+    parts = {**tiny_pipe.components, "unet": copy.deepcopy(tiny_pipe.unet).half()}
+    pipe = type(tiny_pipe)(**parts, requires_safety_checker=False)
     pipe.save_pretrained(parent / "model", max_shard_size="300KB")
     (parent / "judge").mkdir()
     (parent / "judge" / "config.json").write_text("{}")
@@ -47,7 +47,8 @@ def test_load_gives_float32_on_the_cpu_from_half_precision_shards(model, tiny_pi
     pipe = models.load("tiny")
     for name, weight in tiny_pipe.unet.state_dict().items():
         found = pipe.unet.state_dict()[name]
-        assert found.dtype == models.precision(models.device()) and torch.equal(found.cpu(), weight.half().to(found.dtype)), name
+        assert found.dtype == models.precision(models.device())
+        assert torch.equal(found.cpu(), weight.half().to(found.dtype)), name
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         assert not part.training and not any(p.requires_grad for p in part.parameters())
 
@@ -79,7 +80,7 @@ def test_load_needs_no_network_and_leaves_logging_as_it_was(model, monkeypatch, 
     assert "Loading" not in capfd.readouterr().err and not caplog.records
 
 
-@pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.bin", "x.pt", "vae/a.ckpt", "b.pkl", "pytorch_model.pth", "unet/evil.py"])
+@pytest.mark.parametrize("name", ["unet/model.bin", "x.pt", "vae/a.ckpt", "b.pkl", "c.pth", "unet/evil.py"])
 def test_a_planted_pickle_is_refused_before_anything_is_loaded(model, monkeypatch, name):
     import diffusers
 
@@ -113,7 +114,10 @@ def test_one_flipped_byte_in_any_file_is_caught(model):
 def test_incomplete_weights_are_caught(model, damage):
     path = next(model.folder.glob("unet/*.safetensors"))
     whole = path.read_bytes()
-    path.unlink() if damage == "missing" else path.write_bytes(whole[:len(whole) // 2] if damage == "truncated" else b"")
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(whole[:len(whole) // 2] if damage == "truncated" else b"")
     with pytest.raises(BadModel, match=path.name):
         models.load("tiny")
 
@@ -183,4 +187,4 @@ def test_what_is_cut_is_what_the_encoder_never_sees(shipped, text):
     kept = tokens.backend_tokenizer.encode(text[:len(text) - len(cut)]).ids[1:-1]
     assert bool(cut) == (len(tokens.backend_tokenizer.encode(text).ids) > tokens.model_max_length)
     if not cut or cut[0].isspace() or text[:len(text) - len(cut)].endswith(" "):  # cut between two words
-        assert kept == seen
+        assert kept == seen[:len(kept)] and len(seen) - len(kept) < 4  # of a letter of four bytes three may be seen

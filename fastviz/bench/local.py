@@ -27,13 +27,14 @@ from . import page
 PROMPTS = ("a cat and a pizza on the beach", "a big robot in the snow", "an owl to the left of a castle at night",
            "a rocket above a tree at sunset")
 OURS = ("full", "tome(ratio=0.5)", "attention_reuse(share=0.5)", "attention_reuse(share=0.5,keep=output)")
-FULL, BARE, TOME, TOMESD, OUTPUT, BROADCAST = OURS[0], "bare diffusers", OURS[1], "tomesd 0.5", OURS[3], "pyramid broadcast 2"
+FULL, TOME, _, OUTPUT = OURS
+BARE, TOMESD, BROADCAST = "bare diffusers", "tomesd 0.5", "pyramid broadcast 2"
 PAIRS = ((FULL, BARE), (TOME, TOMESD), (OUTPUT, BROADCAST))  # ours, the peer that does the same
 
 
 @dataclass
 class Lane:
-    """One way to make the picture. run(request) -> (seconds, PIL picture); flops: of one picture at the bench's request."""
+    """One way to make the picture. run(request) -> (seconds, PIL picture); flops: of one picture."""
     name: str
     run: callable
     flops: int | None = None
@@ -57,7 +58,7 @@ def ours(pipe, request, text):
 
 
 def bare(pipe, request, name, before=lambda request: None):
-    """A lane that calls the diffusers pipeline as anybody would, after `before(request)`. Its FLOPs are counted by a run."""
+    """A lane that calls the diffusers pipeline as anybody would, after `before(request)`. One run counts its FLOPs."""
     def run(request):
         before(request)
         latents, start = noise(pipe, request), time.perf_counter()
@@ -91,45 +92,53 @@ def tomesd_lane(pipe, request):
 
 
 def broadcast_lane(pipe, request):
-    """diffusers' pyramid attention broadcast: every attention output serves two steps, from the first step to the last."""
+    """diffusers' pyramid attention broadcast: every attention output serves two steps, first to last."""
     from diffusers import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
     from diffusers.hooks import HookRegistry
 
     other = sibling(pipe)
-    always = dict.fromkeys(("spatial_attention_timestep_skip_range", "cross_attention_timestep_skip_range"), (0, 1000))
     apply_pyramid_attention_broadcast(other.unet, PyramidAttentionBroadcastConfig(
-        spatial_attention_block_skip_range=2, cross_attention_block_skip_range=2, current_timestep_callback=lambda: 500, **always))
+        spatial_attention_block_skip_range=2, cross_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(0, 1000), cross_attention_timestep_skip_range=(0, 1000),
+        current_timestep_callback=lambda: 500))  # a timestep within the range, so all of them are
     registry = HookRegistry.check_if_exists_or_initialize(other.unet)
     return bare(other, request, BROADCAST, before=lambda request: registry.reset_stateful_hooks())
 
 
 def equal_latency(pipe, request, lanes):
-    """{lane's name: few_step stack that takes about as long}, from one run of every accelerated lane beside the full model."""
+    """{lane's name: few_step stack that takes about as long}, from one run of each accelerated lane."""
     full = generate(pipe, request, parse_stack(FULL), request.steps)
     per_step, fixed = median(full.steps), full.text + full.decode
     plans = {}
     for lane in (lane for lane in lanes if lane.name not in (FULL, BARE)):
         seconds, _ = lane.run(request)
-        plans[lane.name] = f"few_step(steps={few_step.plan(few_step.Knobs(match=lane.name), request.steps, seconds, per_step, fixed)})"
+        steps = few_step.plan(few_step.Knobs(match=lane.name), request.steps, seconds, per_step, fixed)
+        plans[lane.name] = f"few_step(steps={steps})"
     return plans
 
 
 def rounds(lanes, requests):
-    """Runs every lane on the first request, then every lane on the next, and keeps times and LPIPS."""
+    """Runs every lane on the first request, then every lane on the next, and keeps times and LPIPS.
+
+    Returns the name of the LPIPS, or the reason why there is none."""
     for request in requests:
         pictures = {}
         for lane in lanes:
             seconds, pictures[lane.name] = lane.run(request)
             lane.seconds.append(seconds)
-        for lane in lanes:
-            found = metrics.score(pictures[FULL], pictures[lane.name], request.prompt, request.model)["lpips"]
-            if isinstance(found, float):
-                lane.lpips.append(found)
+        try:
+            for lane in lanes:
+                value, _, name = metrics.lpips_score(pictures[FULL], pictures[lane.name])
+                lane.lpips.append(value)
+        except metrics.Unavailable as reason:
+            name = str(reason)
+    return name
 
 
 def overhead(request):
-    """Wall time of compare() in quick mode over the sum of the pipeline times that its Rows show, and how many rows."""
-    quick, start, inside = replace(request, repeats=1, methods="full,few_step,attention_reuse,tome"), time.perf_counter(), 0.0
+    """Wall time of compare() in quick mode over the sum of the pipeline times that its Rows show."""
+    quick = replace(request, repeats=1, methods="full,few_step,attention_reuse,tome")
+    start, inside = time.perf_counter(), 0.0
     for row in compare(quick):
         if row.error:
             raise RuntimeError(f"{row.title}: {row.error}")
@@ -139,10 +148,10 @@ def overhead(request):
 
 def row_of(lane, full, plans):
     """What the table and the JSON say of a lane, plain values; times in s."""
-    middle = median(lane.seconds)
-    return dict(name=lane.name, seconds=middle, spread=[min(lane.seconds), max(lane.seconds)], speedup=median(full.seconds) / middle,
-                flops=lane.flops, flops_share=lane.flops / full.flops, lpips=mean(lane.lpips) if lane.lpips else None,
-                equal_latency=plans.get(lane.name))
+    seconds = median(lane.seconds)
+    return dict(name=lane.name, seconds=seconds, spread=[min(lane.seconds), max(lane.seconds)],
+                speedup=median(full.seconds) / seconds, flops=lane.flops, flops_share=lane.flops / full.flops,
+                lpips=mean(lane.lpips) if lane.lpips else None, equal_latency=plans.get(lane.name))
 
 
 def ratio(lanes, name, other):
@@ -151,36 +160,34 @@ def ratio(lanes, name, other):
 
 
 def measure(request, repeats):
-    """All of it but the page: {"lpips_name", "rows", "ratios", "overhead"}. Runs each lane `repeats` + 2 times or more."""
+    """All of it but the page: {"lpips_name", "rows", "ratios", "overhead"}."""
     pipe = models.load(request.model)
     full, tome, maps, outputs = (ours(pipe, request, text) for text in OURS)
-    lanes = [full, bare(pipe, request, BARE), tome, tomesd_lane(pipe, request), maps, outputs, broadcast_lane(pipe, request)]
+    lanes = [full, bare(pipe, request, BARE), tome, tomesd_lane(pipe, request), maps, outputs,
+             broadcast_lane(pipe, request)]
     for lane in lanes:
         lane.run(replace(request, steps=min(2, request.steps)))  # what only a first run costs
     plans = equal_latency(pipe, request, lanes)
     lanes += [ours(pipe, request, text) for text in dict.fromkeys(plans.values())]
-    rounds(lanes, [replace(request, prompt=PROMPTS[i % len(PROMPTS)], seed=request.seed + i) for i in range(repeats)])
+    lpips_name = rounds(lanes, [replace(request, prompt=PROMPTS[i % len(PROMPTS)], seed=request.seed + i)
+                                for i in range(repeats)])
     named = {lane.name: lane for lane in lanes}
-    try:
-        lpips_name = metrics.perceptual()[1]
-    except metrics.Unavailable as reason:
-        lpips_name = str(reason)
     return {"lpips_name": lpips_name, "rows": [row_of(lane, named[FULL], plans) for lane in lanes],
             "ratios": {f"{a} / {b}": ratio(named, a, b) for a, b in PAIRS}, "overhead": overhead(request)}
 
 
 def table(rows):
-    """Aligned text, one line per lane, and under "same time" the few-step run beside it."""
+    """Aligned text, one line per lane, with the few-step run that takes as long at its end."""
     quick = {row["name"]: row for row in rows}
     lines = [("", "seconds", "spread", "speed-up", "GFLOP", "share", "LPIPS", "few steps in the same time")]
     for row in rows:
-        beside = quick.get(row["equal_latency"])
-        lines.append((row["name"], f"{row['seconds']:.2f}", "{:.2f}-{:.2f}".format(*row["spread"]), f"{row['speedup']:.2f}x",
+        beside, spread = quick.get(row["equal_latency"]), "{:.2f}-{:.2f}".format(*row["spread"])
+        lines.append((row["name"], f"{row['seconds']:.2f}", spread, f"{row['speedup']:.2f}x",
                       f"{row['flops'] / 1e9:.1f}", f"{row['flops_share']:.0%}", score(row),
                       f"{beside['name']}: {beside['seconds']:.2f} s, LPIPS {score(beside)}" if beside else ""))
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join(cell.ljust(w) if i in (0, 7) else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))).rstrip()
-                     for line in lines)
+    width, *widths = [max(map(len, column)) for column in zip(*lines)]
+    cells = ([first.ljust(width), *map(str.rjust, middle, widths), last] for first, *middle, last in lines)
+    return "\n".join("  ".join(line).rstrip() for line in cells)
 
 
 def score(row):
@@ -196,18 +203,20 @@ def main(argv=None):
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-page", action="store_true", help="do not start the page to time it")
     args = parser.parse_args(argv)
-    request = Request(PROMPTS[0], seed=args.seed, steps=args.steps, size=args.size, model=args.model, repeats=args.repeats, methods="full")
-    found = {"bench": "local", "environment": environment(models.load(request.model)), "request": dict(
-        model=request.model, steps=request.steps, size=request.size, guidance=request.guidance, repeats=request.repeats)}
-    print("  ".join(f"{name}: {value}" for name, value in {**found["environment"], **found["request"]}.items()))
+    request = Request(PROMPTS[0], seed=args.seed, steps=args.steps, size=args.size, model=args.model,
+                      repeats=args.repeats, methods="full")
+    asked = {name: getattr(request, name) for name in ("model", "steps", "size", "guidance", "repeats")}
+    found = {"bench": "local", "environment": environment(models.load(request.model)), "request": asked}
+    print("  ".join(f"{name}: {value}" for name, value in {**found["environment"], **asked}.items()))
     found.update(measure(request, request.repeats))
-    print(f"\nLPIPS is {found['lpips_name']}, seconds are medians of {request.repeats} rounds.\n\n{table(found['rows'])}\n")
+    print(f"\nDistance: {found['lpips_name']}. Seconds: medians of {request.repeats} rounds.\n")
+    print(table(found["rows"]), end="\n\n")
     for name, value in found["ratios"].items():
         print(f"{name}: {value:.3f}")
     print(f"compare(), wall time over pipeline time: {found['overhead']:.3f}")
     if not args.no_page:
         found["page"] = page.times(request)
-        print("page: served after {served:.1f} s, first picture {first_picture:.1f} s after Run".format(**found["page"]))
+        print("page: served after {served:.1f} s, first picture {first_picture:.1f} s later".format(**found["page"]))
     print(json.dumps(found, allow_nan=False))
 
 

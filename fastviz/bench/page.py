@@ -1,4 +1,4 @@
-"""How long the page needs: a fresh server as its own process, timed from outside until it answers and until it draws."""
+"""How long the page needs: a fresh server as its own process, timed from outside until it answers and draws."""
 
 import os
 import socket
@@ -24,8 +24,8 @@ def times(request):
     address = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile("w+") as words:
         begun = time.perf_counter()
-        server = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env={**os.environ, "GRADIO_SERVER_PORT": str(port)},
-                                  stdout=subprocess.DEVNULL, stderr=words)
+        server = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=words,
+                                  env={**os.environ, "GRADIO_SERVER_PORT": str(port)})
         try:
             wait_for(address, server, words)
             served = time.perf_counter() - begun
