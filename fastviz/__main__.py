@@ -4,14 +4,16 @@ import argparse
 import json
 import sys
 
+NUMBERS = {"seed": "0 to 4294967295", "steps": "sampling steps of the full model", "guidance": "1 switches it off",
+           "size": "pixels, both ways", "repeats": "timed runs per row; 1 is quick"}
+
 
 def arguments():
     parser = argparse.ArgumentParser(prog="python -m fastviz", description="See how diffusion models are made fast.")
     commands = parser.add_subparsers(dest="command", required=True)
     compare = commands.add_parser("compare", help="run the full model and its accelerated variants on one prompt")
     compare.add_argument("prompt")
-    for name, says in (("seed", "0 to 4294967295"), ("steps", "sampling steps of the full model"), ("guidance", "1 switches it off"),
-                       ("size", "pixels, both ways"), ("repeats", "timed runs per row; 1 is quick")):
+    for name, says in NUMBERS.items():
         compare.add_argument(f"--{name}", help=says)
     compare.add_argument("--model", help="a key of the table of models")
     compare.add_argument("--methods", help="rows, such as full,tome(ratio=0.4),tome+attention_reuse,few_step(match=tome)")
@@ -29,7 +31,7 @@ def request_of(args):
     """The Request that the options ask for. Numbers that are none are passed on as they are, for Request to refuse."""
     from .request import Request, read_number
 
-    values = {name: value for name in ("seed", "steps", "guidance", "size", "repeats") if (value := getattr(args, name)) is not None}
+    values = {name: value for name in NUMBERS if (value := getattr(args, name)) is not None}
     values = {name: value if (number := read_number(value)) is None else number for name, value in values.items()}
     values |= {name: value for name in ("model", "methods") if (value := getattr(args, name)) is not None}
     return Request(args.prompt, **values)

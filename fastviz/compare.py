@@ -1,4 +1,4 @@
-"""One request -> Rows, the full model first: warm-up, interleaved timed repeats, FLOPs, metrics, and errors as sentences."""
+"""One request -> Rows, the full model first: warm-up, interleaved timed repeats, FLOPs, metrics, errors as sentences."""
 
 import logging
 import platform
@@ -157,7 +157,8 @@ def progress(lane, lanes, repeats, step):
     left = [((each.pace or pace) if pace else None, (each.steps or lanes[0].steps) * (repeats - len(each.runs)))
             for each in lanes if not each.error]
     seconds = sum(pace * steps for pace, steps in left) - (lane.pace or pace) * step if pace else None
-    return Progress(lane.index, len(lanes), lane.title, len(lane.runs), repeats, step, lane.steps or lanes[0].steps, seconds)
+    steps = lane.steps or lanes[0].steps
+    return Progress(lane.index, len(lanes), lane.title, len(lane.runs), repeats, step, steps, seconds)
 
 
 def sentence(error, title, request):
@@ -241,8 +242,9 @@ def environment(pipe=None):
     import diffusers
 
     device, dtype = (pipe.device, pipe.unet.dtype) if pipe else (where := models.device(), models.precision(where))
-    return {"device": device_name(device), "dtype": str(dtype).removeprefix("torch."), "attention kernel": kernel(pipe, device, dtype),
-            "threads": torch.get_num_threads(), "torch": torch.__version__, "diffusers": diffusers.__version__,
+    return {"device": device_name(device), "dtype": str(dtype).removeprefix("torch."),
+            "attention kernel": kernel(pipe, device, dtype), "threads": torch.get_num_threads(),
+            "torch": torch.__version__, "diffusers": diffusers.__version__,
             "python": platform.python_version(), "system": platform.platform()}
 
 

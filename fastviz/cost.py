@@ -43,7 +43,8 @@ class Flops(TorchDispatchMode):
             formula = flop_registry.get(func._overloadpacket)
             flops = formula(*args, **kwargs, out_val=out) if formula else 0
             outs = [out] if isinstance(out, torch.Tensor) else out
-            if key and isinstance(outs, (list, tuple)) and all(isinstance(one, torch.Tensor) and one.is_meta for one in outs):
+            tensors = isinstance(outs, (list, tuple)) and all(isinstance(one, torch.Tensor) for one in outs)
+            if key and tensors and all(one.is_meta for one in outs):
                 self.memo[key] = flops, [describe(one) for one in outs], outs is not out
         self.total += flops
         return out
@@ -84,7 +85,8 @@ def on_meta(pipe):
     key = configuration(pipe)
     if key not in networks:
         with quiet(), torch.device("meta"):
-            parts = dict(unet=type(pipe.unet).from_config(pipe.unet.config), vae=type(pipe.vae).from_config(pipe.vae.config),
+            parts = dict(unet=type(pipe.unet).from_config(pipe.unet.config),
+                         vae=type(pipe.vae).from_config(pipe.vae.config),
                          text_encoder=type(pipe.text_encoder)(pipe.text_encoder.config))
         networks[key] = {name: part.eval().requires_grad_(False) for name, part in parts.items()}
     with replaced(copy.copy(pipe), **networks[key]) as bare:

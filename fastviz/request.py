@@ -61,7 +61,7 @@ def read_number(text):
 def check_text(name, value):
     """`value` without spaces at its ends. Brackets and commas are refused: they part settings and rows."""
     if not isinstance(value, str) or len(value) > PROMPT_LENGTH or set(value) & set("(),"):
-        raise BadRequest("methods", f"{name} must be text of at most {PROMPT_LENGTH} characters without brackets and commas.")
+        raise BadRequest("methods", f"{name} must be text without brackets and commas, {PROMPT_LENGTH} characters at most.")
     return value.strip()
 
 
@@ -113,7 +113,8 @@ def parse_knobs(text):
     for pair in filter(None, split(inside[:-1], ",")):
         name, equals, value = (part.strip() for part in pair.partition("="))
         if name not in fields or not equals or name in values:
-            raise BadRequest("methods", f"{key} takes {', '.join(fields) or 'no settings'}, each once as name=value; got {pair[:40]!r}.")
+            known = ", ".join(fields) or "no settings"
+            raise BadRequest("methods", f"{key} takes {known}, each once as name=value; got {pair[:40]!r}.")
         values[name] = read_value(f"{key}: {name}", fields[name], value)
     return knobs(**values)
 
@@ -194,7 +195,8 @@ class Request:
         if not isinstance(self.model, str) or self.model not in MODELS:
             raise BadRequest("model", f"Unknown model: choose from {', '.join(MODELS)}.")
         model = MODELS[self.model]
-        size = model.size if self.size is None else check_number("size", "Size", self.size, min(model.sizes), max(model.sizes), int)
+        size = model.size if self.size is None else self.size
+        size = check_number("size", "Size", size, min(model.sizes), max(model.sizes), int)
         if size not in model.sizes:
             raise BadRequest("size", f"Size must be one of {', '.join(map(str, model.sizes))}.")
         guidance = model.guidance if self.guidance is None else self.guidance

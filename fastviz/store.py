@@ -1,4 +1,4 @@
-"""A comparison on disk, in an archive, in a PNG and in a link: what was asked, what came out, and how to ask it again."""
+"""A comparison on disk, in an archive, in a PNG and in a link: what was asked, what came out, how to ask it again."""
 
 import csv
 import io
@@ -17,8 +17,9 @@ CHUNK = "fastviz"  # the keyword of the text chunk in a PNG
 VERSION = 1
 NUMBERS = ("seed", "steps", "guidance", "size", "repeats")
 FIELDS = ("prompt", *NUMBERS, "model", "methods")
-COLUMNS = ("index", "stack", "title", "steps", "repeats", "seconds", "fastest", "slowest", "text", "denoising", "decoder", "speedup",
-           "flops", "flops_share", "peak_bytes", "lpips", "lpips_name", "psnr", "ssim", "match", "applied", "acted", "error")
+COLUMNS = ("index", "stack", "title", "steps", "repeats", "seconds", "fastest", "slowest", "text", "denoising", "decoder",
+           "speedup", "flops", "flops_share", "peak_bytes", "lpips", "lpips_name", "psnr", "ssim", "match", "applied",
+           "acted", "error")
 
 
 def recipe(request):
@@ -80,10 +81,11 @@ def figure_or_text(value):
 
 def told_row(row):
     """A Row as plain values for run.json, without pictures. Times in s."""
-    plain = ("index", "stack", "title", "steps", "error", "repeats", "seconds", "spread", "parts", "per_step", "speedup", "flops",
-             "flops_per_step", "flops_share", "peak_bytes", "kept_bytes", "lpips_name", "found", "acted", "applied")
+    plain = ("index", "stack", "title", "steps", "error", "repeats", "seconds", "spread", "parts", "per_step", "speedup",
+             "flops", "flops_per_step", "flops_share", "peak_bytes", "kept_bytes", "lpips_name", "found", "acted", "applied")
     metrics = {name: figure_or_text(value) for name, value in row.metrics.items()}
-    return {name: getattr(row, name) for name in plain} | {"metrics": metrics, "picture": picture_name(row) if row.image else None}
+    picture = picture_name(row) if row.image else None
+    return {name: getattr(row, name) for name in plain} | {"metrics": metrics, "picture": picture}
 
 
 def picture_name(row):

@@ -41,8 +41,8 @@ def draw(axes, rows, theme):
     axes.set_title("Lower left is better", loc="left", color=theme.faint, fontsize=9)
     label(axes, points, theme)
     if missing := [f"{name}: {why_not(row)}" for row, name in zip(rows, t.names(rows)) if not shown(row)]:
-        axes.text(0, -0.2, "Not drawn\n" + "\n".join(textwrap.fill(text, 80) for text in missing), transform=axes.transAxes, va="top",
-                  color=theme.faint, fontsize=7.5, parse_math=False)
+        note = "\n".join(["Not drawn", *(textwrap.fill(text, 80) for text in missing)])
+        axes.text(0, -0.2, note, transform=axes.transAxes, va="top", color=theme.faint, fontsize=7.5, parse_math=False)
 
 
 def why_not(row):

@@ -33,8 +33,8 @@ def pictures(figure, rows, theme, lines):
     for cell, row, name in zip(cells, rows, t.names(rows)):
         cell.set_title(textwrap.fill(name, 34), color=theme.ink, fontsize=10, parse_math=False)
         if row.image is None:
-            cell.text(0.5, 0.5, textwrap.fill(row.error or "not run yet", 32), ha="center", va="center", color=theme.ink, fontsize=9,
-                      parse_math=False)
+            cell.text(0.5, 0.5, textwrap.fill(row.error or "not run yet", 32), ha="center", va="center", color=theme.ink,
+                      fontsize=9, parse_math=False)
             continue
         cell.imshow(row.image, interpolation="antialiased")
         cell.text(0.5, -0.03, numbers(row), transform=cell.transAxes, ha="center", va="top", color=theme.faint, fontsize=9)
@@ -55,7 +55,8 @@ def bars(axes, rows, theme):
     start = [0.0] * len(timed)
     for key, title, colour in PARTS:
         widths = [row.parts[key] for row, _ in timed]
-        axes.barh(range(len(timed)), widths, left=start, height=0.6, color=t.COLOURS[colour], label=title, edgecolor=theme.paper)
+        axes.barh(range(len(timed)), widths, left=start, height=0.6, color=t.COLOURS[colour], label=title,
+                  edgecolor=theme.paper)
         start = [a + b for a, b in zip(start, widths)]
     for i, (row, _) in enumerate(timed):
         axes.plot(row.spread, [i, i], color=theme.ink, linewidth=1.2, marker="|", markersize=6)

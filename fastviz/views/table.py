@@ -1,14 +1,15 @@
 """The table of a comparison as plain text, for a terminal of 120 columns or more."""
 
-HEAD = ("row", "steps", "seconds", "fastest-slowest", "speed-up", "GFLOP", "share", "peak MiB", "LPIPS", "PSNR", "SSIM", "match", "blocks x steps")
+HEAD = ("row", "steps", "seconds", "fastest-slowest", "speed-up", "GFLOP", "share", "peak MiB", "LPIPS", "PSNR", "SSIM",
+        "match", "blocks x steps")
 
 
 def table(rows):
     """Rows -> text, one aligned line per row; below it, why a figure is missing."""
     cells = [HEAD, *map(line, rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
-    lines = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(each, widths)))
-             for each in cells]
+    widths[0] *= -1  # a negative width aligns left
+    lines = ["  ".join("%*s" % pair for pair in zip(widths, each)) for each in cells]
     lines.insert(1, "-" * len(lines[0]))
     return "\n".join(part.rstrip() for part in lines + list(dict.fromkeys(notes(rows))))
 
@@ -20,8 +21,9 @@ def line(row):
     speedup = f"{row.speedup:.2f}x" if row.speedup else "not applied"
     acted = ", ".join(f"{blocks} x {steps}" for blocks, steps in row.acted.values())
     told = [value(row.metrics[name], digits) for name, digits in (("lpips", 4), ("psnr", 2), ("ssim", 4), ("match", 2))]
-    return (row.stack, str(row.steps), f"{row.seconds:.3f}", f"{row.spread[0]:.3f}-{row.spread[1]:.3f}", speedup, f"{row.flops / 1e9:.1f}",
-            f"{100 * row.flops_share:.1f} %", "-" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}", *told, acted or "-")
+    peak = "-" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}"
+    return (row.stack, str(row.steps), f"{row.seconds:.3f}", f"{row.spread[0]:.3f}-{row.spread[1]:.3f}", speedup,
+            f"{row.flops / 1e9:.1f}", f"{100 * row.flops_share:.1f} %", peak, *told, acted or "-")
 
 
 def value(figure, digits):
