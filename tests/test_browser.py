@@ -1,0 +1,312 @@
+"""What a person does, in a real browser. Without Chromium skipped, unless FASTVIZ_BROWSER=required."""
+
+import io
+import json
+import os
+import re
+import shutil
+import urllib.parse
+import zipfile
+
+import pytest
+from PIL import Image
+
+from fastviz import store
+from fastviz.request import Request
+
+REQUIRED = os.environ.get("FASTVIZ_BROWSER") == "required"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+         "--disable-component-update --disable-sync").split()
+PATIENCE = 240_000  # ms that a busy machine may take for a run
+
+pytestmark = pytest.mark.skipif(not CHROMIUM and not REQUIRED, reason="no Chromium here: install it, for example apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        running = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield running
+        running.close()
+
+
+class Visit:
+    """One tab, which collects every word of the console and every request to another origin."""
+
+    def __init__(self, browser, server, query="", width=1280, theme="light"):
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, accept_downloads=True)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(60_000)
+        self.complaints = []
+        self.page.on("console", lambda said: said.type in ("error", "warning") and self.complaints.append(said.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda asked: asked.url.startswith((server.address, "data:", "blob:")) or self.complaints.append(asked.url))
+        self.page.goto(f"{server.address}/{query}")
+        self.wait("idle", "restored", "refused")
+
+    def wait(self, *states):
+        self.page.wait_for_function("states => states.includes(document.body.dataset.state)", arg=list(states), timeout=PATIENCE)
+        return self.page.evaluate("document.body.dataset.state")
+
+    def number(self, name, value):
+        self.page.locator(f"#ask-{name} input[type=number]").fill(str(value))
+        self.page.locator(f"#ask-{name} input[type=number]").press("Tab")
+
+    def seen(self, name):
+        return self.page.locator(f"#ask-{name} input[type=number]").input_value()
+
+    @property
+    def prompt(self):
+        return self.page.locator("#ask-prompt textarea")
+
+    @property
+    def words(self):
+        return self.page.locator("#status .status").inner_text()
+
+    def methods(self, *keys):
+        for key in ("few_step", "attention_reuse", "tome"):
+            self.page.locator(f"#method-{key} input").set_checked(key in keys)
+
+    def small(self, steps=3):
+        """The smallest pictures, so that a run takes seconds."""
+        self.page.get_by_role("button", name="More rows and picture size").click()
+        self.page.locator("#ask-size input").click()
+        self.page.get_by_role("option", name="128 x 128").click()
+        self.number("steps", steps)
+
+    def times(self):
+        return self.page.locator(".card .time").all_inner_texts()
+
+
+@pytest.fixture
+def visit(browser, server):
+    """Opens tabs; at the end none of them may have complained or asked another origin for anything."""
+    tabs = []
+
+    def open_tab(*told, **more):
+        tabs.append(Visit(browser, server, *told, **more))
+        return tabs[-1]
+
+    yield open_tab
+    for tab in tabs:
+        tab.context.close()
+    assert [each for tab in tabs for each in tab.complaints] == []
+
+
+def test_four_rows_from_a_prompt(visit):
+    tab = visit()
+    tab.prompt.fill("a cat and a pizza on the beach")
+    tab.small()
+    tab.methods("few_step", "attention_reuse", "tome")
+    tab.page.locator("#run").click()
+    places = tab.page.locator(".card .frame")
+    places.nth(3).wait_for()
+    reserved = [box["height"] for box in (places.nth(i).bounding_box() for i in range(4))]
+    assert tab.wait("finished", "failed") == "finished", tab.words
+    assert len(set(tab.times())) == 4 and all(re.fullmatch(r"[\d.]+ s", time) for time in tab.times())
+    pictures = [tab.page.locator(".card img").nth(i).get_attribute("src") for i in range(4)]
+    assert len(set(pictures)) == 4 and all(picture.startswith("data:image/png") for picture in pictures)
+    assert [places.nth(i).bounding_box()["height"] for i in range(4)] == reserved  # nothing jumped
+    assert "LPIPS" in tab.page.locator(".card").nth(1).inner_text()
+    table(tab.page)
+    wipe(tab.page)
+    take_away(tab)
+
+
+def table(page):
+    """The table sorts by a column, both ways."""
+    def column():
+        return [float(text.split()[0]) for text in page.locator(".numbers tbody tr td:nth-child(2)").all_inner_texts()]
+
+    head = page.get_by_role("columnheader", name="Time").first
+    head.get_by_role("button").click()
+    assert column() == sorted(column()) and head.get_attribute("aria-sort") == "ascending"
+    head.get_by_role("button").press("Enter")
+    assert column() == sorted(column(), reverse=True) and head.get_attribute("aria-sort") == "descending"
+    assert page.locator(".scatter circle").count() == 4
+
+
+def wipe(page):
+    """Any two rows can be laid over each other, and the line moves by keyboard."""
+    page.get_by_label("Left picture").select_option(label="Token merging")
+    page.get_by_label("Right picture").select_option(label="Attention reuse")
+    shown = page.locator(".wipe img").all()
+    cards = page.locator(".card img").all()
+    assert [each.get_attribute("src") for each in shown] == [cards[2].get_attribute("src"), cards[3].get_attribute("src")]
+    page.get_by_label("How much of the left picture shows").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".wipe").evaluate("wipe => wipe.style.getPropertyValue('--cut')") == "51%"
+    assert page.locator(".map img").first.get_attribute("src").startswith("data:image/png")
+
+
+def take_away(tab):
+    """Everything as one archive, and one picture with its recipe, which restores the controls when it comes back."""
+    with tab.page.expect_download() as download:
+        tab.page.locator("#download").click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        names = {name.rpartition("/")[2] for name in archive.namelist()}
+        assert {"run.json", "table.csv", "figure.png", "00-full.png"} <= names
+        assert len(json.loads(archive.read("fastviz/run.json"))["rows"]) == 4
+    with tab.page.expect_download() as download:
+        tab.page.locator(".card .save").first.click()
+    saved = download.value.path()
+    assert store.read_png(saved).steps == 3
+    tab.prompt.fill("something else")
+    tab.number("steps", 50)
+    tab.page.locator("#recipe").set_input_files(saved)
+    tab.wait("restored")
+    assert tab.prompt.input_value() == "a cat and a pizza on the beach" and tab.seen("steps") == "3"
+
+
+def test_one_click_on_an_example_runs_and_stop_ends_it(visit):
+    tab = visit()
+    tab.number("steps", 100)
+    tab.methods("tome")
+    tab.page.get_by_text("a big owl under the night sky").click()
+    tab.wait("running")
+    tab.page.wait_for_function("document.querySelector('#status b').textContent.includes('step')", timeout=PATIENCE)
+    assert tab.prompt.input_value() == "a big owl under the night sky" and tab.page.locator("#run").is_disabled()
+    tab.page.locator("#stop").click()
+    tab.wait("stopped")
+    assert "Stopped" in tab.words and tab.page.locator("#run").is_enabled()
+    tab.small(steps=1)
+    tab.methods()
+    tab.page.locator("#run").click()
+    assert tab.wait("finished", "failed") == "finished", tab.words
+
+
+def test_a_bad_prompt_shows_its_sentence_and_loses_nothing(visit):
+    tab = visit()
+    tab.number("seed", 12345)
+    tab.prompt.fill("   ")
+    tab.page.locator("#run").click()
+    tab.wait("refused")
+    assert "Type a prompt first" in tab.page.locator("#ask-prompt .refusal").inner_text()
+    assert tab.prompt.get_attribute("aria-invalid") == "true" and tab.seen("seed") == "12345"
+    tab.number("seed", -1)
+    tab.prompt.fill("a cat")
+    tab.page.locator("#run").click()
+    tab.page.locator("#ask-seed .refusal").wait_for()
+    assert tab.page.locator(".refusal").count() == 1 and tab.prompt.input_value() == "a cat"
+
+
+def test_unknown_words_are_named_before_the_run(visit):
+    tab = visit()
+    tab.prompt.fill("an astronaut and a cat")
+    tab.page.locator(".notice p").wait_for()
+    assert tab.page.locator(".notice").inner_text() == "unknown word: astronaut"
+    tab.prompt.fill("a cat")
+    tab.page.locator(".notice p").wait_for(state="detached")
+
+
+def test_a_prompt_is_shown_as_text(visit):
+    tab = visit()
+    nasty = "<img src=x onerror=alert(1)> {{value}} ${alert(2)} {0}"
+    tab.prompt.fill(nasty)
+    tab.small(steps=1)
+    tab.methods()
+    tab.page.locator("#run").click()
+    assert tab.wait("finished", "failed") == "finished", tab.words
+    assert nasty in tab.page.locator(".said").inner_text() and tab.page.locator(".said img").count() == 0
+    tab.page.locator(".notice p").wait_for()
+    assert tab.page.locator(".notice img").count() == 0
+
+
+def test_a_link_restores_the_controls(visit):
+    wanted = Request("a fox in the snow", seed=77, steps=9, guidance=2.5, size=128, methods="full,tome(ratio=0.25),few_step(steps=4)+tome")
+    tab = visit("?" + store.query(wanted))
+    assert tab.wait("restored") and tab.prompt.input_value() == "a fox in the snow"
+    assert (tab.seen("seed"), tab.seen("steps"), tab.seen("guidance")) == ("77", "9", "2.5")
+    assert tab.page.locator("#method-tome input").is_checked() and not tab.page.locator("#method-few_step input").is_checked()
+    tab.page.get_by_role("button", name="More rows and picture size").click()
+    assert tab.page.get_by_label("More rows", exact=True).input_value() == "few_step(steps=4)+tome"
+    bad = visit("?" + urllib.parse.urlencode({"prompt": "a cat", "steps": "1000"}))
+    assert bad.wait("refused") and "Steps" in bad.words
+
+
+def test_a_dropped_picture_restores_the_controls_and_stays_here(visit):
+    wanted = Request("an owl — at night", seed=5, steps=6, size=128, methods="full,attention_reuse")
+    file = io.BytesIO()
+    store.save_png(Image.new("RGB", (128, 128)), file, store.recipe(wanted))
+    tab, sent = visit(), []
+    tab.page.on("request", lambda asked: sent.append((asked.url, asked.post_data_buffer or b"")))
+    drop(tab.page, file.getvalue(), "recipe.png")
+    tab.wait("restored")
+    assert tab.prompt.input_value() == "an owl — at night" and tab.seen("seed") == "5"
+    assert tab.page.locator("#method-attention_reuse input").is_checked() and not tab.page.locator("#method-tome input").is_checked()
+    assert sent and not any("upload" in url or b"PNG" in body or b"IDAT" in body for url, body in sent)
+    drop(tab.page, b"\x89PNG\r\n\x1a\n and then nothing", "broken.png")
+    tab.wait("refused")
+    assert "no recipe" in tab.words
+
+
+def drop(page, content, name):
+    page.evaluate("""([bytes, name]) => {
+        const data = new DataTransfer();
+        data.items.add(new File([new Uint8Array(bytes)], name, { type: "image/png" }));
+        document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+    }""", [list(content), name])
+
+
+def test_a_second_visitor_waits_and_sees_the_place(visit):
+    first, second = visit(), visit()
+    first.number("steps", 100)
+    first.number("repeats", 20)
+    first.page.locator("#run").click()
+    first.wait("running")
+    second.page.locator("#run").click()
+    second.wait("waiting")
+    second.page.locator("#status").get_by_text(re.compile(r"queue: \d+/\d+")).wait_for()
+    second.page.locator("#stop").click()
+    second.wait("idle")
+    assert "left the queue" in second.words
+    second.small(steps=1)
+    second.methods()
+    second.page.locator("#run").click()
+    second.wait("waiting")
+    first.page.locator("#stop").click()
+    first.wait("stopped")
+    assert second.wait("finished", "failed") == "finished", second.words
+
+
+def test_a_closed_tab_ends_its_work(visit):
+    tab = visit()
+    tab.number("steps", 100)
+    tab.number("repeats", 20)
+    tab.page.locator("#run").click()
+    tab.wait("running")
+    tab.page.wait_for_function("document.querySelector('#status b').textContent.includes('step')", timeout=PATIENCE)
+    tab.page.close()
+    other = visit()
+    other.small(steps=1)
+    other.methods()
+    other.page.locator("#run").click()
+    assert other.wait("finished", "failed") == "finished", other.words
+
+
+@pytest.mark.parametrize("theme", ("light", "dark"))
+def test_a_phone_needs_no_sideways_scrolling(visit, theme):
+    tab = visit(width=390, theme=theme)
+    tab.small(steps=1)
+    tab.methods("few_step", "tome")
+    wide = "document.documentElement.scrollWidth > innerWidth"
+    assert not tab.page.evaluate(wide)
+    tab.page.locator("#run").click()
+    assert tab.wait("finished", "failed") == "finished", tab.words
+    assert not tab.page.evaluate(wide)
+
+
+def test_everything_can_be_reached_by_keyboard_and_has_a_name(visit):
+    tab = visit()
+    nameless = tab.page.evaluate("""() => [...document.querySelectorAll("input, textarea, select, button")].filter((each) => each.offsetParent
+        && !each.labels?.length && !each.ariaLabel && !each.title && !each.textContent.trim() && !each.getAttribute("aria-labelledby")).map((each) => each.outerHTML.slice(0, 200))""")
+    assert nameless == []
+    tab.prompt.focus()
+    reached = set()
+    for _ in range(30):
+        tab.page.keyboard.press("Tab")
+        reached.add(tab.page.evaluate("document.activeElement.id || document.activeElement.closest('[id]')?.id"))
+    assert {"run", "dice", "ask-seed", "ask-steps", "method-few_step", "method-tome"} <= reached
