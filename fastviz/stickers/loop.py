@@ -42,7 +42,7 @@ def pace(done, warm=0.02, decay=0.25, floor=0.05):
     """Learning-rate factor after a share `done` (0..1) of the budget: up, constant, then cosine down to `floor`."""
     if done < warm:
         return done / warm
-    if done < 1 - decay:
+    if done <= 1 - decay:
         return 1.0
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - 1 + decay) / decay)))
 
@@ -64,12 +64,12 @@ def checkpoint(name):
     return torch.load(path, map_location=DEVICE, weights_only=True) if path.exists() else None
 
 
-def train(name, model, batches, loss, minutes, lr, *, optimizers=None, horizon=400, report=None, report_every=300, save_every=180):
+def train(name, model, batches, loss, minutes, lr, *, optimizers=None, horizon=400, decay=0.25, report=None, report_every=300, save_every=180):
     """Trains `model` for `minutes` and returns its moving average (eval mode) and the log.
 
     batches: iterator; loss(model, batch) -> (scalar tensor, dict of numbers to log), a batch still on the CPU.
     training/<name>.pt is written every `save_every` seconds and continued from when present. report(average) -> dict is
-    logged every `report_every` seconds.
+    logged every `report_every` seconds. decay: the last share of the budget, in which the rate falls.
     """
     model.to(DEVICE).train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
@@ -94,7 +94,7 @@ def train(name, model, batches, loss, minutes, lr, *, optimizers=None, horizon=4
 
     sums, count = {}, 0
     while (elapsed := time.time() - start) < 60 * minutes:
-        factor = pace(elapsed / (60 * minutes))
+        factor = pace(elapsed / (60 * minutes), decay=decay)
         for optimizer, base in zip(optimizers, rates):
             for group, rate in zip(optimizer.param_groups, base):
                 group["lr"] = rate * factor

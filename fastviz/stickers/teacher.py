@@ -128,7 +128,7 @@ def trained():
     return model.eval().requires_grad_(False), {key: saved[key] for key in ("step", "hours", "log")}
 
 
-def fit(minutes, cells=WINDOW, size=24, lr=2e-3, fresh=2.0, room=12_000, seed=2):
+def fit(minutes, cells=WINDOW, size=24, lr=2e-3, fresh=2.0, room=12_000, decay=0.25, seed=2):
     """Continues from the checkpoint when there is one, with windows or scenes. fresh: new scenes per batch."""
     torch.manual_seed(seed)
     model = Teacher().to(DEVICE)
@@ -138,7 +138,7 @@ def fit(minutes, cells=WINDOW, size=24, lr=2e-3, fresh=2.0, room=12_000, seed=2)
         model.unet.compile()
     scenes = Scenes(autoencoder.trained().encoder.to(DEVICE), tokens_of(model.tokenizer, [""]), room)
     painted = feed(partial(paint, alone=cells == WINDOW), seed)
-    while scenes.count < min(room, 40 * size):
+    while scenes.count < min(room, 20 * size):
         scenes.add(*next(painted))
     return train("teacher", model, stream(scenes, painted, size, cells, fresh), noise_loss(parts.scheduler().alphas_cumprod.to(DEVICE)),
-                 minutes, lr, optimizers=optimizers(model, lr), horizon=300, report_every=60)
+                 minutes, lr, optimizers=optimizers(model, lr), horizon=300, decay=decay, report_every=60)
