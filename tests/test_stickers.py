@@ -133,12 +133,12 @@ def test_the_noise_loss_is_lowest_for_the_true_noise():
 
 
 def test_windows_hold_the_whole_sticker():
-    at, side = torch.tensor([0, 3, 16, 24, 5, 10]), torch.tensor([12, 16, 16, 8, 8, 0])
+    at, side = torch.tensor([0, 3, 16, 24, 5]), torch.tensor([12, 16, 16, 8, 8])
     for _ in range(50):
         first = teacher.corners(at, side, teacher.WINDOW)
         assert first.min() >= 0 and first.max() <= teacher.WHOLE - teacher.WINDOW
         held = (first <= at) & (at + side <= first + teacher.WINDOW)
-        assert held[side > 0].all()
+        assert held.all()
 
 
 def test_a_window_is_a_cut_of_the_encoded_scene(tiny_pipe):

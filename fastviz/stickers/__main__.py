@@ -24,7 +24,7 @@ def main():
         stage.add_argument("--minutes", type=float, default=20, help="time budget of a training stage")
         stage.add_argument("--threads", type=int, default=torch.get_num_threads())
         if name == "teacher":
-            stage.add_argument("--cells", type=int, default=16, choices=(16, 32), help="side of the latents: windows or scenes")
+            stage.add_argument("--scenes", type=float, default=0.0, help="share of whole scenes among the batches; else windows")
             stage.add_argument("--batch", type=int, default=24)
             stage.add_argument("--lr", type=float, default=2e-3)
             stage.add_argument("--fresh", type=float, default=2.0, help="new scenes painted and encoded per batch")
@@ -53,7 +53,7 @@ def run(args):
     elif args.stage == "judge":
         judge.fit(args.minutes)
     elif args.stage == "teacher":
-        teacher.fit(args.minutes, args.cells, args.batch, args.lr, args.fresh, args.room, args.decay)
+        teacher.fit(args.minutes, args.scenes, args.batch, args.lr, args.fresh, args.room, args.decay)
     elif args.stage == "export":
         export.export()
     else:

@@ -2,7 +2,7 @@
 
 Two kinds of batches. Windows: 16 x 16 latents cut out of scenes with one sticker, so that shapes are learnt at their
 final scale at a fifth of the cost. Scenes: whole 32 x 32 latents, which teach where things stand. Training begins with
-windows and ends with scenes.
+windows alone and ends with a mixture of both.
 """
 
 import random
@@ -33,7 +33,7 @@ class Teacher(nn.Module):
 
 def paint(seed, alone, batch=16):
     """Endless batches of rendered training scenes: pictures (B, 3, 256, 256) uint8, tokens (B, 24), and boxes (B, 3):
-    x, y and side, in latent cells, of the only sticker; side 0 where there is none or two. alone: one sticker at most."""
+    x, y and side, in latent cells, of the only sticker; side 0 where there is none or two. alone: two never stand there."""
     rng, tokenizer = random.Random(seed), parts.tokenizer()
     while True:
         scenes = [world.sample(rng, "train", rng.choices((0, 1), (4, 96))[0] if alone else None) for _ in range(batch)]
@@ -64,10 +64,12 @@ class Scenes:
         self.latents[at] = self.encoder(pictures.to(DEVICE) / 127.5 - 1).half()
         self.tokens[at], self.boxes[at] = tokens.to(DEVICE), boxes.to(DEVICE)
         self.count += len(pictures)
+        self.singles = self.boxes[:self.count, 2].nonzero().flatten()
 
     def draw(self, size, cells):
-        """(latents (size, 4, cells, cells), tokens (size, 24)); a window holds its whole sticker."""
-        rows = torch.randint(min(self.count, self.room), (size,), device=DEVICE)
+        """(latents (size, 4, cells, cells), tokens (size, 24)); a window holds its scene's one sticker."""
+        known = self.singles if cells < WHOLE else torch.arange(min(self.count, self.room), device=DEVICE)
+        rows = known[torch.randint(len(known), (size,), device=DEVICE)]
         dropped = torch.rand(size, 1, device=DEVICE) < EMPTY
         y, x = (corners(self.boxes[rows, axis], self.boxes[rows, 2], cells)[:, None] + torch.arange(cells, device=DEVICE)
                 for axis in (1, 0))
@@ -77,21 +79,21 @@ class Scenes:
 
 def corners(at, side, cells):
     """A random first cell, on one axis, of windows of `cells` that hold a sticker of `side` cells at `at`: (B,)."""
-    low = torch.where(side > 0, (at + side - cells).clamp(min=0), 0)
-    high = torch.where(side > 0, at.clamp(max=WHOLE - cells), WHOLE - cells)
+    low, high = (at + side - cells).clamp(0, WHOLE - cells), at.clamp(max=WHOLE - cells)
     return low + (torch.rand(len(at), device=at.device) * (high - low + 1)).long()
 
 
-def stream(scenes, painted, size, cells, fresh):
-    """Endless batches; for each, `fresh` scenes on average are painted, encoded and added."""
-    debt = 0.0
+def stream(scenes, painted, size, share, fresh, seed):
+    """Endless batches of `size` windows or, a `share` of them, size / 3 scenes; for each, `fresh` scenes on average are
+    painted, encoded and added."""
+    debt, rng = 0.0, random.Random(seed)
     while True:
         debt += fresh
         while debt > 0:
             batch = next(painted)
             scenes.add(*batch)
             debt -= len(batch[0])
-        yield scenes.draw(size, cells)
+        yield scenes.draw(size // 3, WHOLE) if rng.random() < share else scenes.draw(size, WINDOW)
 
 
 def noise_loss(alphas):
@@ -128,8 +130,10 @@ def trained():
     return model.eval().requires_grad_(False), {key: saved[key] for key in ("step", "hours", "log")}
 
 
-def fit(minutes, cells=WINDOW, size=24, lr=2e-3, fresh=2.0, room=12_000, decay=0.25, seed=2):
-    """Continues from the checkpoint when there is one, with windows or scenes. fresh: new scenes per batch."""
+def fit(minutes, share=0.0, size=24, lr=2e-3, fresh=2.0, room=12_000, decay=0.25, seed=2):
+    """Continues from the checkpoint when there is one, with a `share` of scenes among the batches.
+    fresh: new scenes per batch; room: scenes kept; size: windows per batch; decay: see loop.train."""
+    seed += (checkpoint("teacher") or {"step": 0})["step"]  # a continued run sees new scenes
     torch.manual_seed(seed)
     model = Teacher().to(DEVICE)
     model.unet.to(memory_format=torch.channels_last)
@@ -137,8 +141,9 @@ def fit(minutes, cells=WINDOW, size=24, lr=2e-3, fresh=2.0, room=12_000, decay=0
         torch.set_float32_matmul_precision("high")
         model.unet.compile()
     scenes = Scenes(autoencoder.trained().encoder.to(DEVICE), tokens_of(model.tokenizer, [""]), room)
-    painted = feed(partial(paint, alone=cells == WINDOW), seed)
+    painted = feed(partial(paint, alone=share == 0), seed)
     while scenes.count < min(room, 20 * size):
         scenes.add(*next(painted))
-    return train("teacher", model, stream(scenes, painted, size, cells, fresh), noise_loss(parts.scheduler().alphas_cumprod.to(DEVICE)),
-                 minutes, lr, optimizers=optimizers(model, lr), horizon=300, decay=decay, report_every=60)
+    return train("teacher", model, stream(scenes, painted, size, share, fresh, seed),
+                 noise_loss(parts.scheduler().alphas_cumprod.to(DEVICE)), minutes, lr,
+                 optimizers=optimizers(model, lr), horizon=300, decay=decay, report_every=60)
