@@ -46,6 +46,7 @@ class Visit:
         self.page.on("request", lambda asked: asked.url.startswith((server.address, "data:", "blob:")) or self.complaints.append(asked.url))
         self.page.goto(f"{server.address}/{query}")
         self.wait("idle", "restored", "refused")
+        self.page.get_by_text("a big owl under the night sky").wait_for()
 
     def wait(self, *states):
         self.page.wait_for_function("states => states.includes(document.body.dataset.state)", arg=list(states), timeout=PATIENCE)
@@ -131,8 +132,8 @@ def table(page):
 
 def wipe(page):
     """Any two rows can be laid over each other, and the line moves by keyboard."""
-    page.get_by_label("Left picture").select_option(label="Token merging")
-    page.get_by_label("Right picture").select_option(label="Attention reuse")
+    page.get_by_label("Left picture", exact=True).select_option(label="Token merging")
+    page.get_by_label("Right picture", exact=True).select_option(label="Attention reuse")
     shown = page.locator(".wipe img").all()
     cards = page.locator(".card img").all()
     assert [each.get_attribute("src") for each in shown] == [cards[2].get_attribute("src"), cards[3].get_attribute("src")]
@@ -190,6 +191,12 @@ def test_a_bad_prompt_shows_its_sentence_and_loses_nothing(visit):
     tab.prompt.fill("a cat")
     tab.page.locator("#run").click()
     tab.page.locator("#ask-seed .refusal").wait_for()
+    tab.number("seed", 1)
+    tab.page.get_by_role("button", name="More rows and picture size").click()
+    tab.page.locator("#ask-more").locator("input, textarea").fill("nonsense")
+    tab.page.get_by_role("button", name="More rows and picture size").click()
+    tab.page.locator("#run").click()
+    assert "Unknown method" in tab.page.locator("#ask-more .refusal").inner_text()
     assert tab.page.locator(".refusal").count() == 1 and tab.prompt.input_value() == "a cat"
 
 
@@ -211,7 +218,7 @@ def test_a_prompt_is_shown_as_text(visit):
     tab.page.locator("#run").click()
     assert tab.wait("finished", "failed") == "finished", tab.words
     assert nasty in tab.page.locator(".said").inner_text() and tab.page.locator(".said img").count() == 0
-    tab.page.locator(".notice p").wait_for()
+    tab.page.locator(".notice p").first.wait_for()
     assert tab.page.locator(".notice img").count() == 0
 
 
@@ -222,7 +229,7 @@ def test_a_link_restores_the_controls(visit):
     assert (tab.seen("seed"), tab.seen("steps"), tab.seen("guidance")) == ("77", "9", "2.5")
     assert tab.page.locator("#method-tome input").is_checked() and not tab.page.locator("#method-few_step input").is_checked()
     tab.page.get_by_role("button", name="More rows and picture size").click()
-    assert tab.page.get_by_label("More rows", exact=True).input_value() == "few_step(steps=4)+tome"
+    assert tab.page.locator("#ask-more").locator("input, textarea").input_value() == "few_step(steps=4)+tome"
     bad = visit("?" + urllib.parse.urlencode({"prompt": "a cat", "steps": "1000"}))
     assert bad.wait("refused") and "Steps" in bad.words
 

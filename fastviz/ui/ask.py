@@ -75,7 +75,7 @@ class Ask:
                                              label="Combine in one row", info="Two or more run together, with their settings above."))
         self.add("curve", gr.Checkbox(False, label="Draw the curve of fewer steps",
                                       info="Four more rows: what simply taking fewer steps costs and gives."))
-        self.add("more", gr.Textbox("", label="More rows", placeholder="tome(ratio=0.25), tome+attention_reuse", max_lines=1,
+        self.add("more", gr.Textbox("", label="More rows", placeholder="tome(ratio=0.25), tome+attention_reuse", max_lines=1, elem_id="ask-more",
                                     info="As on the command line, separated by commas."))
         model = MODELS[self.profile.models[0]]
         self.add("size", gr.Dropdown([(f"{size} x {size}", size) for size in model.sizes], value=model.size, label="Picture size",
@@ -87,6 +87,11 @@ class Ask:
         told = dict(zip(self.controls, values, strict=True))
         plain = {name: told[name] for name in ("prompt", "seed", "steps", "guidance", "size", "model", "repeats")}
         return self.profile.check(Request(methods=stacks(told), **plain))
+
+    def show(self, request):
+        """Lets the controls begin with `request`."""
+        for control, value in zip(self.controls.values(), self.values(request), strict=True):
+            control.value = value
 
     def values(self, request):
         """The values that make `request` again, in the controls' order; rows without a control of their own go to `more`."""

@@ -34,6 +34,7 @@ class Page:
             with gr.Row(elem_id="page", equal_height=False):
                 with gr.Column(elem_id="ask"):
                     self.asking()
+                    self.ask.show(Request(**profile.example))
                 with gr.Column(elem_id="answer"):
                     self.answering()
             self.wire()
@@ -59,7 +60,7 @@ class Page:
             gr.HTML("<h2>Ways to be fast</h2><p>The full model always runs first.</p>", apply_default_css=False, elem_classes="head")
             for method in CHOSEN:
                 self.ask.method(method)
-        with gr.Accordion("More rows and picture size", open=False, elem_id="ask-more"):
+        with gr.Accordion("More rows and picture size", open=False, elem_id="ask-rows"):
             self.ask.rows()
 
     def answering(self):
@@ -83,6 +84,7 @@ class Page:
         runs = [gr.on(start, self.compare, api_name="run", **options), picked.then(self.compare, api_name="run_example", **options)]
         for event in runs:
             event.failure(fn=None, js="() => fastviz.refused()", outputs=[self.status, self.run, self.stop], **PRIVATE)
+        self.stop.click(fn=None, js="() => fastviz.stop()", **PRIVATE)
         self.stop.click(self.stopped, None, shown, cancels=runs, queue=False, **PRIVATE)
         self.dice.click(fn=None, js="() => Math.floor(Math.random() * 4294967296)", outputs=self.ask.controls["seed"], **PRIVATE)
         self.link.click(fn=None, js="() => fastviz.copy_link()", **PRIVATE)
@@ -144,11 +146,11 @@ class Page:
         return self.restored(lambda: store.read_recipe(parse(text)), "Settings restored from the picture.")
 
     def from_link(self, request: gr.Request):
-        """The controls as the page's address tells; without a question mark in it, as the profile does."""
+        """The controls as the page's address tells; without a prompt in it, they stay as they are."""
         told = {name: value for name, value in dict(request.query_params).items() if not name.startswith("__")}
         if "prompt" in told:
             return self.restored(lambda: store.from_query(told), "Settings restored from the link.")
-        return IDLE, *self.ask.values(Request(**self.profile.example))
+        return IDLE, *[gr.skip()] * len(self.ask.controls)
 
     def restored(self, read, sentence):
         try:

@@ -1,7 +1,8 @@
 // The page's own states: idle, waiting, running, finished, stopped, failed, refused, restored.
 (() => {
   const { h, say, names } = fastviz;
-  let now = {}, parts = null, shown = null;
+  const FOLDED = ["more", "size"]; // the controls that may be out of sight, and are then not in the page
+  let now = {}, parts = null, shown = null, stopping = false;
 
   /** The line that tells how far things are. */
   fastviz.status = (element, value) => {
@@ -27,6 +28,12 @@
     document.querySelectorAll(".refusal").forEach((old) => old.remove());
     document.querySelectorAll("[aria-invalid]").forEach((old) => { old.removeAttribute("aria-invalid"); old.removeAttribute("aria-describedby"); });
     if (value.state !== "refused") return;
+    const fold = FOLDED.includes(value.field) && document.querySelector("#ask-rows button:not(.open)");
+    if (fold && !value.opened) {
+      fold.click();
+      setTimeout(() => refuse({ ...value, opened: true }), 150);
+      return;
+    }
     const place = document.getElementById(`ask-${value.field}`);
     if (!place) return;
     place.append(h("p", { class: "refusal", id: "refusal", role: "alert" }, value.sentence));
@@ -43,12 +50,15 @@
 
   /** A press on Run, before the server has answered. */
   fastviz.begin = () => {
+    stopping = false;
     if (innerWidth < 900) document.getElementById("answer").scrollIntoView({ behavior: "smooth" });
     return [{ state: "waiting", sentence: "", share: null, left: "", row: null }, update({ interactive: true })];
   };
 
-  /** The server took no more work, or was not there. */
-  fastviz.refused = () => [
+  fastviz.stop = () => { stopping = true; };
+
+  /** The server took no more work, or was not there. A run that was stopped ends here too, and is none of that. */
+  fastviz.refused = () => stopping ? [now, update({}), update({})] : [
     { state: "failed", sentence: "The server could not take this run: too many people are waiting, or it was closed. Try again in a minute.", share: null, left: "", row: null },
     update({ interactive: true }), update({ interactive: false })];
 
