@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -20,16 +20,20 @@ PATIENCE = 180  # seconds for anything that a busy machine may take long for
 
 @dataclass
 class Server:
-    """address: http://127.0.0.1:port; folder: its /tmp; process: the server's; log: what it wrote."""
+    """address: http://127.0.0.1:port; folder: its /tmp; process: the server's; log: what it wrote;
+    numbers: api name -> index, once asked for."""
     address: str
     folder: Path
     process: subprocess.Popen
     log: Path
+    numbers: dict = field(default_factory=dict)
 
     def number(self, name):
         """The index by which the wire calls the handler `name`."""
-        told = httpx.get(f"{self.address}/config", timeout=PATIENCE).json()
-        return next(each["id"] for each in told["dependencies"] if each["api_name"] == name)
+        if not self.numbers:
+            told = httpx.get(f"{self.address}/config", timeout=PATIENCE).json()
+            self.numbers.update((each["api_name"], each["id"]) for each in told["dependencies"])
+        return self.numbers[name]
 
     def join(self, name, data, session=None, raw=None):
         """Puts a call into the queue -> (answer, session). raw: the JSON text of `data`, where Python cannot say it."""
@@ -66,6 +70,7 @@ def serve(folder, **environment):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    port = int(environment.pop("GRADIO_SERVER_PORT", port))
     log = Path(folder, "log")
     with open(log, "w") as words:
         process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, stdout=words, stderr=subprocess.STDOUT, env={

@@ -19,14 +19,14 @@ ENDED = {"finished": "Done.", "stopped": "Stopped. What was finished stays."}
 class Job:
     """A request's comparison in a thread of its own, so that it can be watched and stopped while it computes.
 
-    state: "running", then "finished", "stopped" or "failed"; rows: the last Row per index.
+    state: "running", then "finished", "stopped" or "failed"; rows: the last Row per index; told: the page shows the end.
     """
 
     def __init__(self, request):
         self.request, self.recipe, self.query = request, recipe(request), query(request)
         self.views = [waiting(i, stack) for i, stack in enumerate(request.methods)]
         self.rows, self.progress, self.environment = {}, None, {}
-        self.state, self.sentence = "running", "Loading the model"
+        self.state, self.sentence, self.told = "running", "Loading the model", False
         self.stop, self.changed = threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self.work, name="comparison", daemon=True)
 

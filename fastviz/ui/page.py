@@ -108,6 +108,7 @@ class Page:
             for _ in job.changes():
                 yield job.status(), job.board(), gr.Button(interactive=False), gr.Button(interactive=True), gr.skip()
             yield self.outcome(job)
+            job.told = True
         finally:
             job.end()
 
@@ -122,9 +123,11 @@ class Page:
     def stopped(self, request: gr.Request):
         """After a press on Stop: the work is ended, what is finished stays; or the place in the queue is given up."""
         job = self.jobs.get(request.session_hash)
-        if job is None or job.state != "running":
-            return {**IDLE, "sentence": "You left the queue."}, gr.skip(), gr.Button(interactive=True), gr.Button(interactive=False), gr.skip()
+        if job is None or job.told:
+            left = {**IDLE, "sentence": "You left the queue."}
+            return left, gr.skip(), gr.Button(interactive=True), gr.Button(interactive=False), gr.skip()
         job.end()
+        job.told = True
         return self.outcome(job)
 
     def leave(self, request: gr.Request):
