@@ -1,4 +1,4 @@
-"""Serves the page: python app.py. FASTVIZ_PROFILE names a profile of spaces_config.yaml, GRADIO_SERVER_PORT the port."""
+"""Serves the page: python app.py. FASTVIZ_PROFILE names a profile of spaces_config.yaml, GRADIO_SERVER_PORT a port."""
 
 import logging
 import os
@@ -38,9 +38,10 @@ def main():
     temp.keep(FOLDER, 60 * chosen.temp_minutes, chosen.temp_megabytes)
     page = Page(chosen).blocks.queue(max_size=chosen.queue, api_open=False)
     try:
-        page.launch(server_name=chosen.address, server_port=PORT, theme=look.theme(), css=look.styles(), head=look.head(),
-                    share=False, show_error=False, max_file_size="2mb", enable_monitoring=False, strict_cors=True, run_history=False,
-                    ssr_mode=False, footer_links=[], prevent_thread_lock=True, quiet=True, state_session_capacity=64)
+        page.launch(server_name=chosen.address, server_port=PORT, share=False, strict_cors=True, max_file_size="2mb",
+                    show_error=False, enable_monitoring=False, run_history=False, state_session_capacity=64,
+                    theme=look.theme(), css=look.styles(), head=look.head(), footer_links=[], ssr_mode=False,
+                    prevent_thread_lock=True, quiet=True)
     except OSError:
         sys.exit(f"Port {PORT} is taken: choose another one, for example GRADIO_SERVER_PORT={PORT + 1} make app.")
     print(f"fastviz is ready: http://{chosen.address}:{PORT}", flush=True)

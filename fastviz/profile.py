@@ -27,10 +27,11 @@ class Profile:
 
     def check(self, request):
         """The request again, or BadRequest where it asks for more than this installation allows."""
-        for field, asked, most in (("steps", request.steps, self.max_steps), ("repeats", request.repeats, self.max_repeats),
-                                   ("methods", len(request.methods), self.max_rows)):
+        for field, what, asked, most in (("steps", "steps", request.steps, self.max_steps),
+                                         ("repeats", "repeats", request.repeats, self.max_repeats),
+                                         ("methods", "rows", len(request.methods), self.max_rows)):
             if asked > most:
-                raise BadRequest(field, f"{asked} {'rows' if field == 'methods' else field} are too many here: {most} at most.")
+                raise BadRequest(field, f"{asked} {what} are too many here: {most} at most.")
         if request.model not in self.models:
             raise BadRequest("model", f"This page offers {', '.join(self.models)} only.")
         return request

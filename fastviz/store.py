@@ -10,7 +10,6 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from . import views
 from .request import BadRequest, Request, methods_text, read_number
 
 CHUNK = "fastviz"  # the keyword of the text chunk in a PNG
@@ -118,6 +117,8 @@ def files(request, rows, environment=None):
         from . import compare, models
 
         environment = compare.environment(models.load(request.model))
+    from . import views  # matplotlib takes seconds: links and recipes must not wait for it
+
     found, told = {}, recipe(request)
     for row in rows:
         for suffix, image in (("", row.image), ("-lpips", row.lpips_map), ("-difference", row.difference_map)):

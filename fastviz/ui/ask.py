@@ -43,12 +43,13 @@ class Ask:
         self.add("model", gr.Dropdown(offered, value=model.key, label="Model", filterable=False,
                                       visible=len(offered) > 1 or "hidden", elem_id="ask-model"))
         with gr.Row(elem_classes="pair seed"):
-            self.add("seed", gr.Number(0, label="Seed", info="Decides the starting noise.", elem_id="ask-seed", min_width=120))
+            self.add("seed", gr.Number(0, label="Seed", info="Decides the starting noise.", elem_id="ask-seed",
+                                        min_width=120))
             dice = gr.Button("Dice", elem_id="dice", min_width=72, size="sm")
-        self.add("steps", gr.Slider(1, self.profile.max_steps, model.steps, step=1, label="Steps", buttons=[], elem_id="ask-steps",
-                                    info="How often the full model cleans up the noise."))
-        self.add("guidance", gr.Slider(*GUIDANCE, model.guidance, step=0.1, label="Guidance", buttons=[], elem_id="ask-guidance",
-                                       info="How closely to follow the prompt. 1 switches it off."))
+        self.add("steps", gr.Slider(1, self.profile.max_steps, model.steps, step=1, label="Steps", buttons=[],
+                                    elem_id="ask-steps", info="How often the full model cleans up the noise."))
+        self.add("guidance", gr.Slider(*GUIDANCE, model.guidance, step=0.1, label="Guidance", buttons=[],
+                                       elem_id="ask-guidance", info="How closely to follow the prompt. 1 switches it off."))
         self.add("repeats", gr.Slider(1, self.profile.max_repeats, 1, step=1, label="Timed runs per row", buttons=[],
                                       elem_id="ask-repeats", info="1 is quick. From 3 on, the median is steadier."))
         return dice
@@ -72,15 +73,16 @@ class Ask:
     def rows(self):
         """What makes rows beyond one per method."""
         self.add("combine", gr.CheckboxGroup([(method.TITLE, method.KEY) for method in CHOSEN], value=[],
-                                             label="Combine in one row", info="Two or more run together, with their settings above."))
+                                             label="Combine in one row",
+                                             info="Two or more run together, with their settings above."))
         self.add("curve", gr.Checkbox(False, label="Draw the curve of fewer steps",
                                       info="Four more rows: what simply taking fewer steps costs and gives."))
-        self.add("more", gr.Textbox("", label="More rows", placeholder="tome(ratio=0.25), tome+attention_reuse", max_lines=1, elem_id="ask-more",
-                                    info="As on the command line, separated by commas."))
+        self.add("more", gr.Textbox("", label="More rows", placeholder="tome(ratio=0.25), tome+attention_reuse",
+                                    max_lines=1, elem_id="ask-more", info="As on the command line, separated by commas."))
         model = MODELS[self.profile.models[0]]
-        self.add("size", gr.Dropdown([(f"{size} x {size}", size) for size in model.sizes], value=model.size, label="Picture size",
-                                     filterable=False, info="In pixels. Only the first size that a model was trained for looks right.",
-                                     elem_id="ask-size"))
+        self.add("size", gr.Dropdown([(f"{size} x {size}", size) for size in model.sizes], value=model.size, filterable=False,
+                                     label="Picture size", elem_id="ask-size",
+                                     info="In pixels. Pictures look best in the size that the model was trained for."))
 
     def request(self, values):
         """The controls' values, as they came from outside, -> a checked Request. BadRequest names the field."""
@@ -94,10 +96,11 @@ class Ask:
             control.value = value
 
     def values(self, request):
-        """The values that make `request` again, in the controls' order; rows without a control of their own go to `more`."""
+        """The values that make `request` again, in the controls' order; rows without a control go to `more`."""
         told = {name: getattr(request, name, None) for name in self.controls}
         told |= {"combine": [], "curve": False} | {method.KEY: False for method in CHOSEN}
-        told |= {f"{method.KEY}.{field.name}": field.default for method in CHOSEN for field in dataclasses.fields(method.Knobs)}
+        told |= {f"{method.KEY}.{field.name}": field.default
+                 for method in CHOSEN for field in dataclasses.fields(method.Knobs)}
         rest = []
         for stack in request.methods[1:]:
             key = method_of(stack[0]).KEY
@@ -118,7 +121,8 @@ def stacks(told):
     """The rows that the controls ask for, as a tuple of stacks; the curve leaves out what is there already."""
     rows = [(method_knobs(told, method),) for method in CHOSEN if told[method.KEY] is True]
     if combine := told["combine"]:
-        if not isinstance(combine, list) or len(combine) < 2 or not all(isinstance(key, str) and key in BY_KEY for key in combine):
+        known = isinstance(combine, list) and all(isinstance(key, str) and key in BY_KEY for key in combine)
+        if not known or len(combine) < 2:
             raise BadRequest("methods", "Choose two or more methods to combine, or none.")
         rows.append(tuple(method_knobs(told, method) for method in reversed(CHOSEN) if method.KEY in combine))
     if told["curve"] is True:

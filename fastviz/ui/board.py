@@ -1,4 +1,4 @@
-"""What the page shows, as plain values: Rows and progress, ready for JSON. The browser writes them as text, never as HTML."""
+"""What the page shows, as plain values: Rows and progress, ready for JSON. Never as HTML."""
 
 import base64
 import io
@@ -32,23 +32,22 @@ def measured(value):
 
 
 def shown(row, recipe, before):
-    """A Row as plain values. before: what was shown of it; its pictures are kept, since every repeat gives the same ones."""
-    told = {"index": row.index, "stack": row.stack, "title": row.title, "steps": row.steps, "repeats": row.repeats,
-            "state": "failed" if row.error else "done" if row.done else "timed", "error": row.error, "picture": before["picture"]}
+    """A Row as plain values. before: what was shown of it; its pictures are kept: repeats give the same."""
+    told = {name: getattr(row, name) for name in ("index", "stack", "title", "steps", "repeats", "error")}
+    told |= {"state": "failed" if row.error else "done" if row.done else "timed", "picture": before["picture"]}
     if row.image is None:
         return told
     if before["picture"] is None:
-        told |= {"picture": png(row.image, recipe), "file": picture_name(row), "difference": png(row.difference_map), "lpips_map": png(row.lpips_map)}
+        told |= {"picture": png(row.image, recipe), "file": picture_name(row),
+                 "difference": png(row.difference_map), "lpips_map": png(row.lpips_map)}
     else:
         told |= {name: before[name] for name in ("file", "difference", "lpips_map")}
     if row.seconds is None:
         return told
-    return told | {
-        "seconds": row.seconds, "spread": row.spread, "parts": row.parts, "per_step": row.per_step, "speedup": row.speedup,
-        "flops": row.flops, "flops_share": row.flops_share, "peak_bytes": row.peak_bytes, "applied": row.applied,
-        "acted": row.acted, "found": row.found, "lpips_name": row.lpips_name,
-        "metrics": {name: measured(value) for name, value in row.metrics.items()},
-    }
+    numbers = ("seconds", "spread", "parts", "per_step", "speedup", "flops", "flops_share", "peak_bytes", "applied", "acted",
+               "found", "lpips_name")
+    return told | {name: getattr(row, name) for name in numbers} | {
+        "metrics": {name: measured(value) for name, value in row.metrics.items()}}
 
 
 def span(seconds):

@@ -19,7 +19,8 @@ ENDED = {"finished": "Done.", "stopped": "Stopped. What was finished stays."}
 class Job:
     """A request's comparison in a thread of its own, so that it can be watched and stopped while it computes.
 
-    state: "running", then "finished", "stopped" or "failed"; rows: the last Row per index; told: the page shows the end.
+    state: "running", then "finished", "stopped" or "failed"; rows: the last Row per index; told: whether the page
+    shows the end.
     """
 
     def __init__(self, request):
@@ -78,7 +79,8 @@ class Job:
         told = {"state": self.state, "sentence": self.sentence, "share": None, "left": "", "row": None, "step": None}
         if self.state == "running" and (now := self.progress):
             done = sum(row.repeats if not row.error else now.repeats for row in self.rows.values())
-            told |= {"row": now.row, "step": now.step / now.steps, "share": min(1.0, (done + now.step / now.steps) / (now.rows * now.repeats)),
+            step = now.step / now.steps
+            told |= {"row": now.row, "step": step, "share": min(1.0, (done + step) / (now.rows * now.repeats)),
                      "left": "" if now.seconds_left is None else f"{span(now.seconds_left)} left"}
         elif self.state == "finished" and (bad := sum(row.error is not None for row in self.rows.values())):
             told["sentence"] = f"Done, but {bad} of {len(self.views)} rows failed: their cards say why."
@@ -87,11 +89,11 @@ class Job:
     def board(self):
         """The rows and what they were made from."""
         asked = self.request
-        return {"run": str(id(self)), "state": self.state, "rows": self.views, "environment": self.environment, "query": self.query,
-                "prompt": asked.prompt, "seed": asked.seed, "steps": asked.steps, "size": asked.size, "repeats": asked.repeats}
+        return {"run": str(id(self)), "state": self.state, "rows": self.views, "environment": self.environment,
+                "query": self.query, "prompt": asked.prompt, "seed": asked.seed}
 
     def pack(self):
-        """Writes everything that is finished as one zip into the temp folder -> (its path or None, what went wrong or "")."""
+        """One zip of what is finished, in the temp folder -> (its path or None, what went wrong or "")."""
         rows = [row for _, row in sorted(self.rows.items()) if row.image is not None]
         if not rows:
             return None, ""

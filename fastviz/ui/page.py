@@ -76,22 +76,25 @@ class Page:
     def wire(self):
         controls, start = list(self.ask.controls.values()), [self.run.click, self.ask.controls["prompt"].submit]
         shown = [self.status, self.board, self.run, self.stop, self.download]
-        options = dict(inputs=controls, outputs=shown, preprocess=False, show_progress="minimal", show_progress_on=self.status,
-                       api_visibility="private", **PIPELINE)
+        options = dict(inputs=controls, outputs=shown, preprocess=False, show_progress="minimal",
+                       show_progress_on=self.status, api_visibility="private", **PIPELINE)
         gr.on(start, fn=None, js="() => fastviz.begin()", outputs=[self.status, self.stop], **PRIVATE)
-        picked = self.examples.click(lambda sample: (sample[0], {**IDLE, "state": "waiting"}, gr.Button(interactive=True)),
-                                     self.examples, [self.ask.controls["prompt"], self.status, self.stop], queue=False, **PRIVATE)
-        runs = [gr.on(start, self.compare, api_name="run", **options), picked.then(self.compare, api_name="run_example", **options)]
+        picked = self.examples.click(
+            lambda sample: (sample[0], {**IDLE, "state": "waiting"}, gr.Button(interactive=True)),
+            self.examples, [self.ask.controls["prompt"], self.status, self.stop], queue=False, **PRIVATE)
+        runs = [gr.on(start, self.compare, api_name="run", **options),
+                picked.then(self.compare, api_name="run_example", **options)]
         for event in runs:
             event.failure(fn=None, js="() => fastviz.refused()", outputs=[self.status, self.run, self.stop], **PRIVATE)
         self.stop.click(fn=None, js="() => fastviz.stop()", **PRIVATE)
         self.stop.click(self.stopped, None, shown, cancels=runs, queue=False, **PRIVATE)
-        self.dice.click(fn=None, js="() => Math.floor(Math.random() * 4294967296)", outputs=self.ask.controls["seed"], **PRIVATE)
+        self.dice.click(fn=None, js="() => Math.floor(Math.random() * 2 ** 32)", outputs=self.ask.controls["seed"], **PRIVATE)
         self.link.click(fn=None, js="() => fastviz.copy_link()", **PRIVATE)
-        for name in ("prompt", "model"):
-            self.ask.controls[name].change(self.notices, [self.ask.controls["model"], self.ask.controls["prompt"]], self.notice,
-                                           queue=False, trigger_mode="always_last", **PRIVATE)
-        self.drop.submit(self.from_recipe, self.drop, [self.status, *controls], queue=False, preprocess=False, **PRIVATE)
+        spoken = [self.ask.controls[name] for name in ("model", "prompt")]
+        for control in spoken:
+            control.change(self.notices, spoken, self.notice, queue=False, trigger_mode="always_last", **PRIVATE)
+        self.drop.submit(self.from_recipe, self.drop, [self.status, *controls], queue=False, preprocess=False,
+                         **PRIVATE)
         self.blocks.load(self.from_link, None, [self.status, *controls], queue=False, **PRIVATE)
         self.blocks.unload(self.leave)
         gr.api(self.api, api_name="compare", **PIPELINE)
