@@ -186,4 +186,4 @@ def test_a_cancelled_run_leaves_the_place_free(server):
     job.cancel()
     begun = time.time()
     told = Client(server.address, verbose=False).predict("a dog", steps=1, size=128, methods="full", api_name="/compare")
-    assert told["state"] == "finished" and time.time() - begun < 60
+    assert told["state"] == "finished" and time.time() - begun < 180  # far less than the cancelled run had left
