@@ -31,7 +31,8 @@ def main():
             stage.add_argument("--decay", type=float, default=0.25, help="last share of the time, in which the rate falls")
             stage.add_argument("--room", type=int, default=12_000, help="encoded scenes kept")
         if name == "evaluate":
-            stage.add_argument("--count", type=int, default=64, help="prompts with one object, and as many with two")
+            stage.add_argument("--count", type=int, default=64, help="prompts for each number of objects")
+            stage.add_argument("--objects", type=int, nargs="+", default=[1, 2], choices=(1, 2))
             stage.add_argument("--steps", type=int, default=50)
             stage.add_argument("--guidance", type=float, default=3.0)
     args = parser.parse_args()
@@ -57,7 +58,7 @@ def run(args):
     elif args.stage == "export":
         export.export()
     else:
-        evaluate.main(args.count, args.steps, args.guidance)
+        evaluate.main(args.count, args.steps, args.guidance, args.objects)
 
 
 if __name__ == "__main__":

@@ -75,20 +75,14 @@ def sheet(pictures, captions, columns=8, side=160):
     return image
 
 
-def main(count, steps, guidance):
-    """Figures of the shipped model, one JSON line last, and its contact sheet beside it."""
-    pipe = models.load("stickers")
-    scenes = prompts(32)
-    texts = [scene.caption for scene in scenes]
-    sheet(draw(pipe, texts, steps, guidance), texts).save(FOLDER / "samples.webp", quality=85)
-    print(json.dumps(report(pipe, count, steps, guidance)))
-
-
-def report(pipe, count=64, steps=50, guidance=3.0):
-    """Recall on held-out prompts with one and with two objects."""
-    figures = {}
-    for objects in (1, 2):
-        scenes = prompts(count, objects=objects)
-        figures[f"{objects} object{'s' * (objects > 1)}"], missed = recall(scenes, draw(pipe, [s.caption for s in scenes], steps, guidance))
-        figures[f"missed {objects}"] = missed
-    return figures
+def main(count, steps, guidance, objects=(1, 2)):
+    """Figures of the shipped model on `count` held-out prompts with one object, as many with two, one JSON line last; and
+    the contact sheet beside it."""
+    pipe, figures = models.load("stickers"), {"prompts": count, "steps": steps, "guidance": guidance}
+    for number in objects:
+        scenes = prompts(count, objects=number)
+        texts = [scene.caption for scene in scenes]
+        pictures = draw(pipe, texts, steps, guidance)
+        sheet(pictures[:32], texts).save(FOLDER / f"samples-{number}.webp", quality=85)
+        figures[f"objects: {number}"], figures[f"missed of {number}"] = recall(scenes, pictures)
+    print(json.dumps(figures))
