@@ -28,7 +28,7 @@
     const active = Object.values(row.acted).map(([blocks, steps]) => `${blocks} ${blocks === 1 ? "place" : "places"}, ${steps} steps`);
     const seen = Object.entries(row.found).map(([name, found]) => `${name} ${found ? "✓" : "✗"}`);
     return [
-      ["Difference", row.index === 0 ? "none: the reference" : known(lpips.value) ? `${format.lpips(lpips.value)} LPIPS` : lpips.why,
+      ["Difference", row.index === 0 ? "none" : known(lpips.value) ? `${format.lpips(lpips.value)} LPIPS` : lpips.why,
         row.lpips_name + ". 0 is the same picture. It measures closeness to the full model, not beauty."],
       ["Work", format.flops(row.flops), "Floating-point operations of one picture, counted while it was made."],
       ["Skipped", row.index === 0 ? "nothing" : `${format.percent(Math.max(0, 1 - share))} of the work`,
