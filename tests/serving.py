@@ -73,8 +73,10 @@ def serve(folder, **environment):
     port = int(environment.pop("GRADIO_SERVER_PORT", port))
     log = Path(folder, "log")
     with open(log, "w") as words:
+        # one thread computes, so that on two cores the browser beside it still answers
         process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, stdout=words, stderr=subprocess.STDOUT, env={
-            **os.environ, "GRADIO_SERVER_PORT": str(port), "TMPDIR": str(folder), **environment})
+            **os.environ, "GRADIO_SERVER_PORT": str(port), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1",
+            **environment})
     running = Server(f"http://127.0.0.1:{port}", Path(folder), process, log)
     try:
         wait(lambda: "is ready" in log.read_text() or process.poll() is not None)
