@@ -17,7 +17,7 @@ app: .venv/.app
 	.venv/bin/python app.py
 
 test: .venv/.test
-	.venv/bin/python -m pytest -q tests
+	.venv/bin/python -m pytest -q --timeout 600 --durations 15 tests
 
 clean:
 	rm -rf .venv runs .pytest_cache

@@ -1,5 +1,6 @@
 """How long the page needs: a fresh server as its own process, timed from outside until it answers and draws."""
 
+import http.client
 import os
 import socket
 import subprocess
@@ -47,7 +48,7 @@ def wait_for(address, server, words):
             with urllib.request.urlopen(address, timeout=5) as answer:
                 answer.read()
                 return
-        except OSError:
+        except (OSError, http.client.HTTPException):
             if server.poll() is not None:
                 words.seek(0)
                 raise RuntimeError(f"app.py ended: {words.read()[-2000:]}") from None
