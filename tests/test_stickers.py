@@ -5,8 +5,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from fastviz.stickers import judge, muon, parts, teacher, words, world
+from fastviz import models
+from fastviz.stickers import judge, loop, muon, parts, teacher, words, world
 from fastviz.stickers.loop import follow, pace
 
 
@@ -159,3 +161,39 @@ def test_pace_and_average():
     model, average = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     follow(average, model, 0, horizon=10)
     assert torch.equal(average.weight, model.weight)
+
+
+def test_training_goes_on_from_what_is_committed(tmp_path, monkeypatch):
+    """On a machine without checkpoints: the same weights (rounded to half precision), steps and hours, first batch on."""
+    monkeypatch.setattr(loop, "WORK", tmp_path / "training")
+    monkeypatch.setattr(loop, "SHIPPED", tmp_path / "assets")
+    model = torch.nn.Linear(3, 2)
+    (tmp_path / "assets/model/part").mkdir(parents=True)
+    assert loop.shipped("model", "part") is None
+    half = {name: value.half() for name, value in model.state_dict().items()}
+    save_file({"weight": half["weight"]}, tmp_path / "assets/model/part/a-00001-of-00002.safetensors")
+    save_file({"bias": half["bias"]}, tmp_path / "assets/model/part/a-00002-of-00002.safetensors")
+    start = {"weights": loop.shipped("model", "part"), "step": 7, "hours": 1.5, "log": [{"step": 7}]}
+    begun = []
+
+    def loss(model, batch):
+        begun.append({name: value.clone() for name, value in model.state_dict().items()})
+        return model(batch).square().mean(), {}
+
+    args = torch.nn.Linear(3, 2), iter(lambda: torch.randn(4, 3), None), loss
+    loop.train("part", *args, minutes=0.002, lr=1e-3, start=start)
+    assert all(torch.equal(begun[0][name], half[name].float()) for name in half)
+    saved = loop.checkpoint("part")
+    assert saved["step"] == 7 + len(begun) and saved["hours"] > 1.5 and saved["log"] == [{"step": 7}]
+    loop.train("part", *args, minutes=0.002, lr=1e-3, start=start)  # now the checkpoint goes before
+    assert loop.checkpoint("part")["step"] == 7 + len(begun)
+
+
+def test_a_damaged_weight_is_not_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "SHIPPED", tmp_path)
+    (tmp_path / "model/part").mkdir(parents=True)
+    save_file({"weight": torch.zeros(2)}, tmp_path / "model/part/a.safetensors")
+    models.write_hashes(tmp_path)
+    save_file({"weight": torch.ones(2)}, tmp_path / "model/part/a.safetensors")
+    with pytest.raises(models.BadModel, match="changed or damaged"):
+        loop.shipped("model", "part")

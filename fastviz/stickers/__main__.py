@@ -29,6 +29,7 @@ def main():
             stage.add_argument("--lr", type=float, default=2e-3)
             stage.add_argument("--fresh", type=float, default=2.0, help="new scenes painted and encoded per batch")
             stage.add_argument("--decay", type=float, default=0.25, help="last share of the time, in which the rate falls")
+            stage.add_argument("--anew", action="store_true", help="from random weights, where there is no checkpoint")
             stage.add_argument("--room", type=int, default=12_000, help="encoded scenes kept")
         if name == "evaluate":
             stage.add_argument("--count", type=int, default=64, help="prompts for each number of objects")
@@ -54,7 +55,7 @@ def run(args):
     elif args.stage == "judge":
         judge.fit(args.minutes)
     elif args.stage == "teacher":
-        teacher.fit(args.minutes, args.scenes, args.batch, args.lr, args.fresh, args.room, args.decay)
+        teacher.fit(args.minutes, args.scenes, args.batch, args.lr, args.fresh, args.room, args.decay, args.anew)
     elif args.stage == "export":
         export.export()
     else:

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
 from . import world
-from .loop import DEVICE, checkpoint, feed, train
+from .loop import DEVICE, checkpoint, feed, shipped, train
 
 CROP = 64  # px
 CELL = 8  # px, what one latent stands for
@@ -141,22 +141,27 @@ def whiten(vae, count=64, seed=40_000_003):
 
 def trained():
     """The small autoencoder, eval and frozen, with latents of mean 0 and deviation 1 in every channel. Its encoder is
-    settled by the first stage; its decoder is the second stage's when that has run."""
+    settled by the first stage; its decoder is the second stage's when that has run. Without checkpoints: what is committed."""
     model = Training()
-    model.load_state_dict(checkpoint("autoencoder")["average"])
     vae = model.vae.eval().requires_grad_(False)
-    whiten(vae)
+    if saved := checkpoint("autoencoder"):
+        model.load_state_dict(saved["average"])
+        whiten(vae)
+    else:
+        vae.load_state_dict(shipped("tiny") or shipped("model", "vae"))
     if saved := checkpoint("decoder"):
         vae.decoder.load_state_dict(saved["average"])
     return vae
 
 
 def trained_reference():
-    """The AutoencoderKL for the latents of `trained`, eval and frozen; None before its stage has run."""
+    """The AutoencoderKL for the latents of `trained`, eval and frozen, from its checkpoint or as committed; None before its
+    stage has run."""
     saved, vae = checkpoint("reference"), kl()
-    if saved:
-        vae.load_state_dict(saved["average"])
-    return vae.eval().requires_grad_(False) if saved else None
+    weights = saved["average"] if saved else shipped("tiny") and shipped("model", "vae")  # beside `tiny` lies the reference
+    if weights:
+        vae.load_state_dict(weights)
+    return vae.eval().requires_grad_(False) if weights else None
 
 
 def rebuild_loss(out, images):

@@ -8,9 +8,14 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from ..judge import FOLDER as JUDGE
+from ..models import check
+
 WORK = Path("training")  # checkpoints: ignored by git, continued from when present
+SHIPPED = JUDGE.parent  # what is committed: continued from on a machine without a checkpoint
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 
@@ -64,22 +69,34 @@ def checkpoint(name):
     return torch.load(path, map_location=DEVICE, weights_only=True) if path.exists() else None
 
 
-def train(name, model, batches, loss, minutes, lr, *, optimizers=None, horizon=400, decay=0.25, report=None, report_every=300, save_every=180):
+def shipped(folder, part=""):
+    """The committed weights {name: tensor in single precision} of assets/stickers/<folder>/<part>, from all its shards, or
+    None when there are none. BadModel when they are damaged."""
+    files = sorted((SHIPPED / folder / part).glob("*.safetensors"))
+    if not files:
+        return None
+    check(SHIPPED / folder)
+    return {name: value.float() for file in files for name, value in load_file(file).items()}
+
+
+def train(name, model, batches, loss, minutes, lr, *, optimizers=None, horizon=400, decay=0.25, report=None, report_every=300, save_every=180,
+          start=None):
     """Trains `model` for `minutes` and returns its moving average (eval mode) and the log.
 
     batches: iterator; loss(model, batch) -> (scalar tensor, dict of numbers to log), a batch still on the CPU.
     training/<name>.pt is written every `save_every` seconds and continued from when present. report(average) -> dict is
-    logged every `report_every` seconds. decay: the last share of the budget, in which the rate falls.
+    logged every `report_every` seconds. decay: the last share of the budget, in which the rate falls. start: what to go
+    on from without a checkpoint: a dict of weights (of the model), step, hours and log.
     """
     model.to(DEVICE).train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
     optimizers = optimizers or [torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)]
     rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
     step, hours, log = 0, 0.0, []
-    if saved := checkpoint(name):
-        model.load_state_dict(saved["model"])
-        average.load_state_dict(saved["average"])
-        for optimizer, state in zip(optimizers, saved["optimizers"]):
+    if saved := checkpoint(name) or start:
+        model.load_state_dict(saved.get("model") or saved["weights"])
+        average.load_state_dict(saved.get("average") or saved["weights"])
+        for optimizer, state in zip(optimizers, saved.get("optimizers", ())):
             optimizer.load_state_dict(state)
         step, hours, log = saved["step"], saved["hours"], saved["log"]
         print(f"{name}: continuing at step {step}, {hours:.2f} h")

@@ -5,6 +5,7 @@ final scale at a fifth of the cost. Scenes: whole 32 x 32 latents, which teach w
 windows alone and ends with a mixture of both.
 """
 
+import json
 import random
 from functools import partial
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from . import autoencoder, parts, world
-from .loop import CUDA, DEVICE, checkpoint, feed, train
+from .loop import CUDA, DEVICE, SHIPPED, checkpoint, feed, shipped, train
 from .muon import Muon
 
 WINDOW, WHOLE = 16, 32  # latent cells
@@ -123,17 +124,28 @@ def optimizers(model, lr):
     return [Muon(inner, lr=lr), torch.optim.AdamW(outer, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)]
 
 
+def committed():
+    """The committed half-precision weights, with the step, hours and log of their training; None when there are none."""
+    parts = {name: shipped("model", part) for name, part in (("text", "text_encoder"), ("unet", "unet"))}
+    if None in parts.values():
+        return None
+    weights = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
+    return {"weights": weights, **json.loads((SHIPPED / "training.json").read_text())}
+
+
 def trained():
-    """The moving average of the teacher's checkpoint, in eval mode on the CPU, with its step, hours and log."""
-    saved, model = checkpoint("teacher"), Teacher()
-    model.load_state_dict(saved["average"])
+    """The teacher (the moving average of its checkpoint, else what is committed), in eval mode on the CPU, with its step,
+    hours and log."""
+    saved, model = checkpoint("teacher") or committed(), Teacher()
+    model.load_state_dict(saved.get("average") or saved["weights"])
     return model.eval().requires_grad_(False), {key: saved[key] for key in ("step", "hours", "log")}
 
 
-def fit(minutes, share=0.0, size=24, lr=2e-3, fresh=2.0, room=12_000, decay=0.25, seed=2):
-    """Continues from the checkpoint when there is one, with a `share` of scenes among the batches.
-    fresh: new scenes per batch; room: scenes kept; size: windows per batch; decay: see loop.train."""
-    seed += (checkpoint("teacher") or {"step": 0})["step"]  # a continued run sees new scenes
+def fit(minutes, share=0.0, size=24, lr=2e-3, fresh=2.0, room=12_000, decay=0.25, anew=False, seed=2):
+    """Goes on from the checkpoint or, without one, from the committed weights unless `anew`, with a `share` of scenes among
+    the batches. fresh: new scenes per batch; room: scenes kept; size: windows per batch; decay: see loop.train."""
+    start = None if anew else committed()
+    seed += (checkpoint("teacher") or start or {"step": 0})["step"]  # a continued run sees new scenes
     torch.manual_seed(seed)
     model = Teacher().to(DEVICE)
     model.unet.to(memory_format=torch.channels_last)
@@ -146,4 +158,4 @@ def fit(minutes, share=0.0, size=24, lr=2e-3, fresh=2.0, room=12_000, decay=0.25
         scenes.add(*next(painted))
     return train("teacher", model, stream(scenes, painted, size, share, fresh, seed),
                  noise_loss(parts.scheduler().alphas_cumprod.to(DEVICE)), minutes, lr,
-                 optimizers=optimizers(model, lr), horizon=300, decay=decay, report_every=60)
+                 optimizers=optimizers(model, lr), horizon=300, decay=decay, report_every=60, start=start)
