@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import threading
+import time
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything that runs here lies in the project or was fetched before
@@ -15,7 +16,10 @@ os.environ["GRADIO_TEMP_DIR"] = str(FOLDER := temp.fresh(f"fastviz-{os.getuid()}
 
 from fastviz import profile  # noqa: E402
 from fastviz.ui import look  # noqa: E402
+from fastviz.ui.job import LOST  # noqa: E402
 from fastviz.ui.page import Page  # noqa: E402
+
+FAREWELL = 3  # seconds in which visitors hear that the device is lost
 
 
 def warm(models):
@@ -46,7 +50,13 @@ def main():
         sys.exit(f"Port {PORT} is taken: choose another one, for example GRADIO_SERVER_PORT={PORT + 1} make app.")
     print(f"fastviz is ready: http://{chosen.address}:{PORT}", flush=True)
     threading.Thread(target=warm, args=(chosen.models,), name="warm", daemon=True).start()
-    page.block_thread()
+    try:
+        LOST.wait()
+    except KeyboardInterrupt:
+        page.close()
+        return
+    time.sleep(FAREWELL)
+    os._exit(70)  # at once: threads that wait for the device would keep an orderly end from coming
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def run_bench(rest):
 
 
 def main(argv=None):
-    """Returns the exit code: 0 all is well, 1 something failed, 2 bad input, 130 stopped."""
+    """Returns the exit code: 0 all is well, 1 something failed, 2 bad input, 70 the device is lost, 130 stopped."""
     args, rest = arguments().parse_known_args(argv)
     if rest and args.command != "bench":
         arguments().error(f"unrecognized arguments: {' '.join(rest)}")
@@ -132,8 +132,10 @@ def told(error):
     from .metrics import Unavailable
     from .models import BadModel
     from .request import BadRequest
+    from .run import Failed, Lost
 
-    return 2 if isinstance(error, BadRequest) else 1 if isinstance(error, (BadModel, Unavailable, OSError)) else None
+    codes = {BadRequest: 2, Lost: 70, Failed: 1, BadModel: 1, Unavailable: 1, OSError: 1}
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), None)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from . import cost, metrics, models
 from .methods import few_step, method_of
 from .patch import Refused
 from .request import BadRequest, stack_keys, stack_text
-from .run import Failed, Run, Stopped, failure, generate, guided, warm
+from .run import Failed, Lost, Run, Stopped, failure, generate, guided, warm
 
 log = logging.getLogger(__name__)
 KEPT = 256  # rows that are remembered as warm
@@ -165,8 +165,8 @@ def sentence(error, title, request):
     """What people read about an error. One that is neither ours nor the machine's goes to the log with its traceback."""
     if isinstance(error, (Failed, Refused, BadRequest)):
         return str(error)
-    if told := failure(error, request):
-        return told
+    if failed := failure(error, request):
+        return str(failed)
     log.error("%s", title, exc_info=error)
     return f"{title} could not be run ({type(error).__name__}): the program's log says more."
 
@@ -201,7 +201,7 @@ def compare(request, *, on_progress=None, stop=None):
 
     on_progress(Progress): before and after every step; stop(): asked after every step, True raises Stopped here.
     A row that fails says so in `error`, and the others go on; without the full model there is nothing to compare with,
-    and every row says so. Raises models.BadModel when the model cannot be loaded.
+    and every row says so. Raises models.BadModel when the model cannot be loaded, run.Lost when the device is lost.
     """
     pipe = models.load(request.model)
     lanes = [lane_of(i, stack, request) for i, stack in enumerate(request.methods)]
@@ -217,10 +217,10 @@ def compare(request, *, on_progress=None, stop=None):
 
 
 def attempt(pipe, request, lane, lanes, on_progress, stop):
-    """time_once, with any error but Stopped turned into the lane's sentence."""
+    """time_once, with any error that other rows survive turned into the lane's sentence."""
     try:
         time_once(pipe, request, lane, lanes, on_progress, stop)
-    except Stopped:
+    except (Stopped, Lost):
         raise
     except Exception as error:
         lane.error = sentence(error, lane.title, request)

@@ -28,6 +28,10 @@ class Failed(RuntimeError):
     """The run could not be finished; the text is one sentence for people."""
 
 
+class Lost(Failed):
+    """The device stopped answering: nothing in this process can use it again."""
+
+
 @dataclass
 class Run:
     """What one run gave. latents: (1, 4, h, w) float on the CPU; text, steps (one per sampling step), decode: seconds;
@@ -137,26 +141,27 @@ def generate(pipe, request, stack, steps, *, on_step=None, stop=None, trace=None
 
     on_step(i, steps): called after step i = 1, 2, ..., outside the clock; stop(): asked after every step, True raises
     Stopped; trace: a Trace to fill, which costs time. The pipeline is left as it was after any exit.
-    Raises Failed when memory runs out or the device is lost.
+    Raises Failed when memory runs out, Lost when the device stopped answering.
     """
     with turn(stop):
         try:
             return sample(pipe, request, stack, steps, on_step, stop, trace)
         except (MemoryError, RuntimeError) as error:
-            sentence = failure(error, request)
-            if not sentence:
+            failed = failure(error, request)
+            if not failed:
                 raise
-    free()  # out here: inside the except block the error's traceback keeps the tensors of the run alive
-    raise Failed(sentence)
+    if not isinstance(failed, Lost):
+        free()  # out here: inside the except block the error's traceback keeps the tensors of the run alive
+    raise failed
 
 
 def failure(error, request):
-    """The sentence for an error that is the machine's, not the program's, or None."""
+    """The Failed for an error that is the machine's, not the program's, or None."""
     text = str(error)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in text:
-        return f"Out of memory at {request.size} px: choose a smaller size, or close what else uses this device."
+        return Failed(f"Out of memory at {request.size} px: choose a smaller size, or close what else uses this device.")
     if isinstance(error, torch.AcceleratorError):
-        return "The device stopped answering: start the program again."
+        return Lost("The device stopped answering: start the program again.")
     return None
 
 

@@ -65,8 +65,8 @@ class Server:
 
 
 @contextmanager
-def serve(folder, **environment):
-    """A running server; its words go to `folder`/log."""
+def serve(folder, command=("app.py",), **environment):
+    """A running server; its words go to `folder`/log. command: what Python runs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -74,7 +74,7 @@ def serve(folder, **environment):
     log = Path(folder, "log")
     with open(log, "w") as words:
         # one thread computes, so that on two cores the browser beside it still answers
-        process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, stdout=words, stderr=subprocess.STDOUT, env={
+        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=words, stderr=subprocess.STDOUT, env={
             **os.environ, "GRADIO_SERVER_PORT": str(port), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1",
             **environment})
     running = Server(f"http://127.0.0.1:{port}", Path(folder), process, log)

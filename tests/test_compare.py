@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from statistics import median
 
 import pytest
+import torch
 
 import fastviz
 from fastviz import compare, metrics, models, run
-from fastviz.methods import attention_reuse, few_step
+from fastviz.methods import attention_reuse, few_step, tome
 from fastviz.patch import replaced
 from fastviz.request import Request, parse_stack
 
@@ -116,6 +117,11 @@ def test_out_of_memory_in_the_metrics_belongs_to_its_row(monkeypatch):
     monkeypatch.setattr(metrics, "score", second_fails)
     rows = compare.final(compare(asked("tome,few_step(steps=2)")))
     assert [bool(row.error) for row in rows] == [False, True, False]
+
+
+def test_a_lost_device_ends_the_whole_comparison():
+    with failing_attach(tome, torch.AcceleratorError("CUDA error: unspecified launch failure", 719)), pytest.raises(run.Lost):
+        compare.final(compare(asked("tome,few_step(steps=2)")))
 
 
 @pytest.mark.parametrize("after", [1, 4, 9])

@@ -168,6 +168,41 @@ def test_a_visitor_in_the_queue_hears_its_place(server):
     assert list(told)[-1]["success"]
 
 
+FAULTS = """
+import runpy, torch
+from fastviz import run
+from fastviz.methods import tome
+
+def attach(pipe, knobs, context):
+    raise RuntimeError("a fault that nobody foresaw")
+
+def sample(pipe, request, *rest):
+    if request.seed == 13:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure", 719)
+    return whole(pipe, request, *rest)
+
+tome.attach, whole, run.sample = attach, run.sample, sample
+runpy.run_path("app.py", run_name="__main__")
+"""
+
+
+def test_a_fault_stays_in_its_row_and_a_lost_device_ends_the_server_with_70(tmp_path):
+    with serve(tmp_path, ("-c", FAULTS)) as server:
+        def rows(seed):
+            return server.call("compare", ["a cat", seed, 2, None, 128, "stickers", "full,tome,few_step(steps=1)", 1])[2]["output"]["data"][0]
+
+        told = rows(7)
+        assert told["state"] == "finished" and told["sentence"] == "Done, but 1 of 3 rows failed: their cards say why."
+        assert [bool(row["picture"]) for row in told["rows"]] == [True, False, True]
+        assert "Token merging could not be run (RuntimeError)" in json.dumps(told["rows"][1])
+        assert "a fault that nobody foresaw" in server.log.read_text()
+        told = rows(13)
+        assert told["state"] == "failed" and told["sentence"].startswith("The device stopped answering. The server ends now")
+        told = rows(7)
+        assert told["state"] == "refused" and told["sentence"].startswith("The device stopped answering.")
+        assert server.process.wait(60) == 70
+
+
 def test_a_killed_server_starts_again_with_an_empty_folder(tmp_path):
     with serve(tmp_path) as first:
         _, session = first.join("compare", ["a cat", 1, 100, None, 128, "stickers", "full", 20])

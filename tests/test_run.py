@@ -153,7 +153,8 @@ def test_out_of_memory_lets_go_of_the_tensors(tiny_pipe):
 
 def test_a_lost_device_is_told_in_a_sentence():
     error = torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700)
-    assert "start the program again" in run.failure(error, Request("a cat"))
+    lost = run.failure(error, Request("a cat"))
+    assert isinstance(lost, run.Lost) and "start the program again" in str(lost)
     assert run.failure(RuntimeError("shapes do not match"), Request("a cat")) is None
 
 

@@ -14,6 +14,8 @@ from .board import shown, span, waiting, where
 log = logging.getLogger(__name__)
 TICK = 0.4  # seconds between two looks at the progress: more often would take time from what is being timed
 ENDED = {"finished": "Done.", "stopped": "Stopped. What was finished stays."}
+LOST = threading.Event()  # set when the device stopped answering: this process can compute nothing any more
+GONE = "The device stopped answering. The server ends now: it has to be started again."
 
 
 class Job:
@@ -33,7 +35,7 @@ class Job:
 
     def work(self):
         from ..compare import compare, environment  # torch and diffusers: the page must not wait for them
-        from ..run import Stopped
+        from ..run import Lost, Stopped
 
         state, sentence = "finished", ""
         try:
@@ -42,6 +44,9 @@ class Job:
                 self.take(row)
         except Stopped:
             state = "stopped"
+        except Lost:
+            state, sentence = "failed", GONE
+            LOST.set()
         except BadModel as error:
             state, sentence = "failed", str(error)
         except Exception:

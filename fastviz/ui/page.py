@@ -8,7 +8,7 @@ from .. import store
 from ..models import MODELS, prompt_cut, unknown_words
 from ..request import PROMPT_LENGTH, BadRequest, Request
 from .ask import CHOSEN, Ask
-from .job import Job
+from .job import GONE, LOST, Job
 
 EXAMPLES = ("a cat and a pizza on the beach", "a dog to the left of a rocket in the snow", "a big owl under the night sky",
             "a turtle above a cake in the forest")
@@ -103,6 +103,7 @@ class Page:
         """Runs what the controls ask for and shows it as it goes."""
         try:
             wanted = self.ask.request(values)
+            able()
         except BadRequest as refusal:
             yield refused(refusal), *[gr.skip()] * 4
             return
@@ -170,6 +171,7 @@ class Page:
         """Compares the rows named by `methods` and streams them; a refusal is {"state": "refused", "field", "sentence"}."""
         try:
             wanted = self.profile.check(Request(prompt, seed, steps, guidance, size, model, methods, repeats))
+            able()
         except BadRequest as refusal:
             yield refused(refusal)
             return
@@ -180,6 +182,12 @@ class Page:
             yield job.status() | job.board()
         finally:
             job.end()
+
+
+def able():
+    """BadRequest where no new work can be done."""
+    if LOST.is_set():
+        raise BadRequest("model", GONE)
 
 
 def refused(refusal, before=""):
