@@ -5,10 +5,11 @@ import random
 import numpy as np
 import pytest
 import torch
+from PIL import ImageFilter
 from safetensors.torch import save_file
 
 from fastviz import models
-from fastviz.stickers import judge, loop, muon, parts, teacher, words, world
+from fastviz.stickers import evaluate, judge, loop, measures, muon, parts, teacher, words, world
 from fastviz.stickers.loop import follow, pace
 
 
@@ -197,3 +198,45 @@ def test_a_damaged_weight_is_not_trained_on(tmp_path, monkeypatch):
     save_file({"weight": torch.ones(2)}, tmp_path / "model/part/a.safetensors")
     with pytest.raises(models.BadModel, match="changed or damaged"):
         loop.shipped("model", "part")
+
+
+def test_another_scene_of_a_caption_keeps_what_it_says():
+    rng, moved = random.Random(9), 0
+    for _ in range(60):
+        scene = world.sample(rng)
+        other = world.again(rng, scene)
+        assert [(s.name, s.size) for s in other.stickers] == [(s.name, s.size) for s in scene.stickers]
+        assert (other.caption, other.background) == (scene.caption, scene.background)
+        if scene.relation and world.said(scene):
+            assert other.relation == scene.relation
+        moved += other.stickers != scene.stickers
+    assert moved > 40
+
+
+def test_the_figures_of_real_scenes_are_nearly_perfect_and_of_wrong_ones_are_not():
+    rng = random.Random(12)
+    scenes = [world.sample(rng, "heldout", 1 + i % 2) for i in range(40)]
+    pictures = [world.render(scene) for scene in scenes]
+    found, missed = measures.recall(scenes, pictures)
+    assert min(found["objects"], found["background"], found["relation"], found["size"]) >= 0.9 and len(missed) < 3
+    wrong, missed = measures.recall(scenes, pictures[1:] + pictures[:1])
+    assert wrong["objects"] < 0.1 and wrong["background"] < 0.4 and len(missed) > 40
+
+
+def test_frechet_distance():
+    """Of normal sets: the closed form; of equal ones: nothing; of blurred pictures: more than of other real ones."""
+    torch.manual_seed(1)
+    a = torch.randn(4000, 6, dtype=torch.double)
+    assert measures.frechet(a, a) == pytest.approx(0, abs=1e-6)
+    shifted = a * torch.tensor([1, 2, 1, 1, 1, 1.0]) + torch.tensor([3, 0, 0, 0, 0, 0.0])
+    assert measures.frechet(a, shifted) == pytest.approx(9 + 1, rel=0.1)  # (2 - 1)^2 for the wider axis
+    first, second = ([world.render(s) for s in evaluate.prompts(24, seed, 1)] for seed in (1, 2))
+    blurred = [picture.filter(ImageFilter.GaussianBlur(6)) for picture in second]
+    real, bad = (measures.frechet(measures.features(first), measures.features(each)) for each in (second, blurred))
+    assert bad > 1.2 * real
+
+
+def test_diversity_is_of_pictures_not_of_prompts():
+    scene = evaluate.prompts(1, 5, 1)[0]
+    same, others = [world.render(scene)] * 3, [world.render(world.again(random.Random(i), scene)) for i in range(3)]
+    assert measures.diversity([same]) < 1e-4 < 0.05 < measures.diversity([others])

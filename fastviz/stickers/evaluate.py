@@ -8,10 +8,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
 from .. import judge, models
-from . import parts, world
-from .autoencoder import pixels
-from .judge import relation
-from .words import OBJECTS, SCENERY
+from . import autoencoder, measures, parts, world
 
 FOLDER = judge.FOLDER.parent
 
@@ -43,25 +40,6 @@ def draw(pipe, texts, steps=50, guidance=3.0, size=256, batch=8, seed=0):
     return pictures
 
 
-def recall(scenes, pictures, reader=None):
-    """Shares in 0..1 of scenes whose objects (top n by the judge), background, relation (given both objects) and size
-    word are found in the pictures, with the names of the objects that were missed."""
-    reader = reader or judge.load()
-    hits, missed = {"objects": [], "background": [], "relation": []}, []
-    for scene, picture in zip(scenes, pictures):
-        seen = reader.read(pixels(picture)[None])
-        n = max(1, len(scene.stickers))
-        top = seen["mass"][0].topk(n)
-        names = {OBJECTS[i] for i, m in zip(top.indices.tolist(), top.values.tolist()) if m >= judge.MINIMUM}
-        asked = [s.name for s in scene.stickers]
-        hits["objects"].append(set(asked) <= names)
-        missed += [name for name in asked if name not in names]
-        hits["background"].append(SCENERY[int(seen["background"][0].argmax())] == scene.background)
-        if len(asked) == 2 and hits["objects"][-1]:
-            hits["relation"].append(relation(seen["where"][0], *asked) == scene.relation)
-    return {k: round(sum(v) / len(v), 4) for k, v in hits.items() if v}, sorted(missed)
-
-
 def sheet(pictures, captions, columns=8, side=160):
     """A contact sheet with its captions under the pictures."""
     rows = -(-len(pictures) // columns)
@@ -75,14 +53,44 @@ def sheet(pictures, captions, columns=8, side=160):
     return image
 
 
+def spread(pipe, count, seeds=4, **options):
+    """{"drawn", "real"}: diversity of `seeds` pictures for each of `count` prompts, and of as many scenes that the same
+    captions describe."""
+    rng, scenes = random.Random(60_000_011), prompts(count, 60_000_011, None)
+    drawn = [draw(pipe, [scene.caption] * seeds, **options) for scene in scenes]
+    real = [[world.render(world.again(rng, scene)) for _ in range(seeds)] for scene in scenes]
+    return {"drawn": round(measures.diversity(drawn), 4), "real": round(measures.diversity(real), 4)}
+
+
+def distances(pictures):
+    """{"drawn", "real"}: Frechet distance in the judge's features from real held-out scenes to `pictures`, and to as many
+    other real ones."""
+    real = [measures.features([world.render(scene) for scene in prompts(len(pictures), seed, None)])
+            for seed in (70_000_027, 80_000_023)]
+    return {"drawn": round(measures.frechet(real[0], measures.features(pictures)), 2), "real": round(measures.frechet(*real), 2)}
+
+
 def main(count, steps, guidance, objects=(1, 2)):
-    """Figures of the shipped model on `count` held-out prompts with one object, as many with two, one JSON line last; and
-    the contact sheet beside it."""
-    pipe, figures = models.load("stickers"), {"prompts": count, "steps": steps, "guidance": guidance}
+    """Figures of the shipped model on `count` held-out prompts with one object, as many with two: one JSON line last, also
+    in evaluation.json; and a contact sheet of each beside it."""
+    pipe, told, drawn = models.load("stickers"), {"prompts": count, "steps": steps, "guidance": guidance}, []
     for number in objects:
         scenes = prompts(count, objects=number)
         texts = [scene.caption for scene in scenes]
         pictures = draw(pipe, texts, steps, guidance)
         sheet(pictures[:32], texts).save(FOLDER / f"samples-{number}.webp", quality=85)
-        figures[f"objects: {number}"], figures[f"missed of {number}"] = recall(scenes, pictures)
-    print(json.dumps(figures))
+        told[f"objects: {number}"], told[f"missed of {number}"] = measures.recall(scenes, pictures)
+        print(f"{number}: {told[f'objects: {number}']}, missed {', '.join(told[f'missed of {number}'])}", flush=True)
+        drawn += pictures
+    told["frechet"] = distances(drawn)
+    told["diversity"] = spread(pipe, max(2, count // 16), steps=steps, guidance=guidance)
+    told["psnr"] = autoencoder.psnr(lambda x: encoded(pipe.vae, x), lambda z: pipe.vae.decode(z).sample)
+    told["megabytes"] = round(sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) / 2**20, 1)
+    (FOLDER / "evaluation.json").write_text(json.dumps(told, indent=1) + "\n")
+    print(json.dumps(told))
+
+
+def encoded(vae, pictures):
+    """Latents of either kind of autoencoder."""
+    out = vae.encode(pictures)
+    return out.latents if hasattr(out, "latents") else out.latent_dist.mean

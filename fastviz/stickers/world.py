@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageFilter
 
 from .paint import SIZE, background
-from .words import NOUNS, OBJECTS, SCENERY, SIZES, caption, held_out
+from .words import NOUNS, OBJECTS, RELATIONS, SCENERY, SIZES, caption, held_out, noun_phrase
 
 ATLAS = Path(__file__).parents[2] / "assets/stickers/atlas.webp"
 CELL = 136  # px, one glyph of the atlas with its transparent margin
@@ -139,6 +139,24 @@ def sample(rng, split="train", count=None):
         stickers = tuple(place_alone(rng, *pair) for pair in zip(names, sizes))
     text = caption(rng, names, sizes, spoken, said)
     return Scene(text, scenery, stickers, relation, rng.getrandbits(32))
+
+
+def again(rng, scene):
+    """Another scene that the same caption describes: same objects, sizes and background, and the relation where it is said."""
+    names, sizes = [s.name for s in scene.stickers], [s.size for s in scene.stickers]
+    relation = scene.relation
+    if len(names) == 2:
+        relation = relation if said(scene) else rng.choice(tuple(RELATIONS))
+        stickers = place_pair(rng, names, sizes, relation)
+    else:
+        stickers = tuple(place_alone(rng, *pair) for pair in zip(names, sizes))
+    return Scene(scene.caption, scene.background, stickers, relation, rng.getrandbits(32))
+
+
+def said(scene):
+    """Whether the caption of a scene of two tells their relation: "a cat and a dog" does not."""
+    first, second = (noun_phrase(s.name, s.size) for s in scene.stickers)
+    return f"{first} and {second}" not in scene.caption
 
 
 def render(scene):

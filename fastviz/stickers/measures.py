@@ -1,0 +1,76 @@
+"""How well pictures say what was asked for: all figures of the evaluation, from scenes and the pictures drawn for them."""
+
+import functools
+import random
+from itertools import combinations
+
+import torch
+
+from .. import judge, metrics
+from . import world
+from .autoencoder import pixels
+from .judge import relation
+from .words import OBJECTS, SCENERY, SIZES
+
+
+def share(values):
+    """Mean of booleans, 4 digits; None of none."""
+    return round(sum(values) / len(values), 4) if values else None
+
+
+def recall(scenes, pictures, reader=None):
+    """Shares in 0..1 of scenes whose objects (all among the top n by the judge), background, relation (given both objects)
+    and size words (given the object) are found in the pictures, and the names of the objects that were missed."""
+    reader = reader or judge.load()
+    hits, missed = {"objects": [], "background": [], "relation": [], "size": []}, []
+    for scene, picture in zip(scenes, pictures):
+        seen = reader.read(pixels(picture)[None])
+        top = seen["mass"][0].topk(max(1, len(scene.stickers)))
+        names = {OBJECTS[i] for i, mass in zip(top.indices.tolist(), top.values.tolist()) if mass >= judge.MINIMUM}
+        asked = [sticker.name for sticker in scene.stickers]
+        hits["objects"].append(set(asked) <= names)
+        missed += [name for name in asked if name not in names]
+        hits["background"].append(SCENERY[int(seen["background"][0].argmax())] == scene.background)
+        if len(asked) == 2 and hits["objects"][-1]:
+            hits["relation"].append(relation(seen["where"][0], *asked) == scene.relation)
+        hits["size"] += [size_of(seen["mass"][0], s.name) == s.size for s in scene.stickers if s.name in names and s.size != "medium"]
+    return {key: share(values) for key, values in hits.items() if values}, sorted(missed)
+
+
+@functools.cache
+def middle_masses(count=120, seed=50_000_017):
+    """The mean number of the judge's cells that a sticker of each size fills in real scenes: {size: cells}."""
+    rng, reader, found = random.Random(seed), judge.load(), {size: [] for size in SIZES}
+    for _ in range(count):
+        scene = world.sample(rng, "train", 1)
+        mass = reader.read(pixels(world.render(scene))[None])["mass"][0]
+        found[scene.stickers[0].size].append(float(mass[OBJECTS.index(scene.stickers[0].name)]))
+    return {size: sum(masses) / len(masses) for size, masses in found.items()}
+
+
+def size_of(mass, name):
+    """The size whose ordinary area is nearest to what `name` fills, by ratio. mass: (64,) cells."""
+    filled = max(1e-3, float(mass[OBJECTS.index(name)]))
+    return min(SIZES, key=lambda size: abs(torch.tensor(filled / middle_masses()[size]).log()))
+
+
+@torch.no_grad()
+def features(pictures):
+    """The judge's last features, averaged over the picture: (N, 512), double precision."""
+    reader = judge.load()
+    return torch.cat([reader.body(pixels(picture)[None]).mean((2, 3)) for picture in pictures]).double()
+
+
+def frechet(a, b):
+    """Frechet distance of two sets of features (N, C) under the normal assumption (Heusel et al., arXiv 1706.08500, eq. 6)."""
+    (mean_a, cov_a), (mean_b, cov_b) = ((x.mean(0), x.T.cov()) for x in (a, b))
+    values, vectors = torch.linalg.eigh(cov_a)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
+    return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
+
+
+def diversity(groups):
+    """Mean pairwise LPIPS within groups of pictures of the same prompt, averaged over the groups."""
+    means = [[metrics.lpips_score(a, b)[0] for a, b in combinations(group, 2)] for group in groups]
+    return sum(sum(each) / len(each) for each in means) / len(means)
