@@ -201,10 +201,11 @@ def load_clip():
 @functools.cache
 def tokenizer(folder):
     """The tokenizer of a model's folder: a copy of our own, because the pipeline's is written to while it runs."""
-    from transformers import CLIPTokenizer
-
     check(folder)
-    return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    with _lock:  # transformers cannot be imported by two threads at once
+        from transformers import CLIPTokenizer
+
+        return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
 
 
 def unknown_words(key, prompt):

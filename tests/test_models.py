@@ -5,6 +5,8 @@ import pickle
 import random
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -188,3 +190,27 @@ def test_what_is_cut_is_what_the_encoder_never_sees(shipped, text):
     assert bool(cut) == (len(tokens.backend_tokenizer.encode(text).ids) > tokens.model_max_length)
     if not cut or cut[0].isspace() or text[:len(text) - len(cut)].endswith(" "):  # cut between two words
         assert kept == seen[:len(kept)] and len(seen) - len(kept) < 4  # of a letter of four bytes three may be seen
+
+
+def test_words_are_looked_up_while_the_model_is_being_loaded():
+    """In a new process, where both import transformers for the first time: its lazy modules fail when two threads do."""
+    code = """
+import threading
+from fastviz import models
+
+faults, together = [], threading.Barrier(5)
+
+def at_once(work):
+    together.wait()
+    try:
+        work()
+    except Exception as error:
+        faults.append(repr(error))
+
+works = [lambda: models.load("stickers")] + [lambda: models.unknown_words("stickers", "an astronaut")] * 4
+threads = [threading.Thread(target=at_once, args=(work,)) for work in works]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+assert not faults, faults
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=models.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-600:]
