@@ -14,6 +14,8 @@ STAGES = {
     "evaluate": "4: figures and contact sheet of the shipped model",
     "export": "5: write the trained model to assets/stickers",
 }
+TRAINING = {"autoencoder": (8, 1.5e-3), "decoder": (8, 1e-3), "reference": (8, 1e-3), "judge": (24, 2e-3),
+            "teacher": (24, 2e-3)}  # batch and learning rate for a CPU
 
 
 def main():
@@ -21,12 +23,14 @@ def main():
     stages = parser.add_subparsers(dest="stage", required=True)
     for name, says in STAGES.items():
         stage = stages.add_parser(name, help=says)
-        stage.add_argument("--minutes", type=float, default=20, help="time budget of a training stage")
         stage.add_argument("--threads", type=int, default=torch.get_num_threads())
+        if name in TRAINING:
+            batch, rate = TRAINING[name]
+            stage.add_argument("--minutes", type=float, default=20, help="time budget")
+            stage.add_argument("--batch", type=int, default=batch)
+            stage.add_argument("--lr", type=float, default=rate)
         if name == "teacher":
             stage.add_argument("--scenes", type=float, default=0.0, help="share of whole scenes among the batches; else windows")
-            stage.add_argument("--batch", type=int, default=24)
-            stage.add_argument("--lr", type=float, default=2e-3)
             stage.add_argument("--fresh", type=float, default=2.0, help="new scenes painted and encoded per batch")
             stage.add_argument("--decay", type=float, default=0.25, help="last share of the time, in which the rate falls")
             stage.add_argument("--anew", action="store_true", help="from random weights, where there is no checkpoint")
@@ -47,15 +51,15 @@ def run(args):
     if args.stage == "atlas":
         world.render_atlas().save(world.ATLAS, quality=92, method=6)
     elif args.stage == "autoencoder":
-        autoencoder.fit(args.minutes)
+        autoencoder.fit(args.minutes, args.batch, args.lr)
     elif args.stage == "decoder":
-        autoencoder.fit_decoder(args.minutes)
+        autoencoder.fit_decoder(args.minutes, args.batch, args.lr)
     elif args.stage == "reference":
-        autoencoder.fit_reference(args.minutes)
+        autoencoder.fit_reference(args.minutes, args.batch, args.lr)
     elif args.stage == "judge":
-        judge.fit(args.minutes)
+        judge.fit(args.minutes, args.batch, args.lr)
     elif args.stage == "teacher":
-        teacher.fit(args.minutes, args.scenes, args.batch, args.lr, args.fresh, args.room, args.decay, args.anew)
+        teacher.fit(args.minutes, args.batch, args.lr, args.scenes, args.fresh, args.room, args.decay, args.anew)
     elif args.stage == "export":
         export.export()
     else:

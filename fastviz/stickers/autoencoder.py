@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
 from . import world
-from .loop import DEVICE, checkpoint, feed, shipped, train
+from .loop import DEVICE, checkpoint, feed, shipped, start_seed, train
 
 CROP = 64  # px
 CELL = 8  # px, what one latent stands for
@@ -113,14 +113,14 @@ def psnr(encode, decode, count=64, seed=10_000_019):
     return round(sum(values) / count, 2)
 
 
-def fit(minutes, seed=0, batch=8):
-    torch.manual_seed(seed)
+def fit(minutes, batch, lr):
+    seed = start_seed("autoencoder", 0)
 
     def report(average):
         vae = average.vae
         return {"heldout_psnr": psnr(lambda x: vae.encode(x).latents, lambda z: vae.decode(z).sample, 16)}
 
-    return train("autoencoder", Training(), feed(partial(crops, batch=batch), seed), loss, minutes, lr=1.5e-3, report=report,
+    return train("autoencoder", Training(), feed(partial(crops, batch=batch), seed), loss, minutes, lr, report=report,
                  report_every=120)
 
 
@@ -177,9 +177,9 @@ def settled(encoder, images, noise=0.05):
         return latents + noise * torch.randn_like(latents), latents
 
 
-def fit_decoder(minutes, seed=3, batch=8):
+def fit_decoder(minutes, batch, lr):
     """Trains the small decoder alone; the latents, and so the teacher, stay as they are."""
-    torch.manual_seed(seed)
+    seed = start_seed("decoder", 3)
     vae = trained().to(DEVICE)
 
     def loss(decoder, images):
@@ -188,12 +188,12 @@ def fit_decoder(minutes, seed=3, batch=8):
         return rebuild_loss(out, images), {"psnr": decibels(F.mse_loss(out.detach(), images))}
 
     return train("decoder", copy.deepcopy(vae.decoder).requires_grad_(True), feed(partial(crops, batch=batch), seed), loss, minutes,
-                 lr=1e-3, report=lambda decoder: {"heldout_psnr": psnr(vae.encoder, decoder, 16)}, report_every=120)
+                 lr, report=lambda decoder: {"heldout_psnr": psnr(vae.encoder, decoder, 16)}, report_every=120)
 
 
-def fit_reference(minutes, seed=4, batch=8):
+def fit_reference(minutes, batch, lr):
     """Trains the AutoencoderKL: its encoder to give the settled latents, its decoder to draw from them."""
-    torch.manual_seed(seed)
+    seed = start_seed("reference", 4)
     encoder = trained().encoder.to(DEVICE)
 
     def loss(model, images):
@@ -206,4 +206,4 @@ def fit_reference(minutes, seed=4, batch=8):
     def report(average):
         return {"heldout_psnr": psnr(lambda x: average.encode(x).latent_dist.mean, lambda z: average.decode(z).sample, 16)}
 
-    return train("reference", kl(), feed(partial(crops, batch=batch), seed), loss, minutes, lr=1e-3, report=report, report_every=120)
+    return train("reference", kl(), feed(partial(crops, batch=batch), seed), loss, minutes, lr, report=report, report_every=120)

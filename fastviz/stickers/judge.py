@@ -17,7 +17,7 @@ from torchvision.models.squeezenet import Fire
 from .. import judge
 from . import world
 from .autoencoder import pixels
-from .loop import DEVICE, feed, train
+from .loop import DEVICE, feed, start_seed, train
 from .words import BACKGROUNDS, OBJECTS, SCENERY
 
 STRIDE, FIRST = 16, 15  # px: the middle of cell i of the last grid is px 16 i + 15
@@ -151,9 +151,9 @@ def relation(where, first, second):
     return "above" if dy < 0 else "below"
 
 
-def fit(minutes, seed=1, batch=24):
-    torch.manual_seed(seed)
-    model, log = train("judge", build(), feed(partial(batches, size=batch), seed), loss, minutes, lr=2e-3, horizon=100,
+def fit(minutes, batch, lr):
+    seed = start_seed("judge", 1)
+    model, log = train("judge", build(), feed(partial(batches, size=batch), seed), loss, minutes, lr, horizon=100,
                        report=lambda m: accuracy(m, 100), report_every=120)
     model.cpu()
     without_norm(model.body)

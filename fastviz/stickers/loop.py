@@ -69,6 +69,13 @@ def checkpoint(name):
     return torch.load(path, map_location=DEVICE, weights_only=True) if path.exists() else None
 
 
+def start_seed(name, seed, start=None):
+    """Seeds torch with `seed` plus the steps done so far, so that a continued run sees new scenes, and returns it."""
+    seed += (checkpoint(name) or start or {"step": 0})["step"]
+    torch.manual_seed(seed)
+    return seed
+
+
 def shipped(folder, part=""):
     """The committed weights {name: tensor in single precision} of assets/stickers/<folder>/<part>, from all its shards, or
     None when there are none. BadModel when they are damaged."""

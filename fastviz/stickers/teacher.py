@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from . import autoencoder, parts, world
-from .loop import CUDA, DEVICE, SHIPPED, checkpoint, feed, shipped, train
+from .loop import CUDA, DEVICE, SHIPPED, checkpoint, feed, shipped, start_seed, train
 from .muon import Muon
 
 WINDOW, WHOLE = 16, 32  # latent cells
@@ -141,17 +141,16 @@ def trained():
     return model.eval().requires_grad_(False), {key: saved[key] for key in ("step", "hours", "log")}
 
 
-def fit(minutes, share=0.0, size=24, lr=2e-3, fresh=2.0, room=12_000, decay=0.25, anew=False, seed=2):
+def fit(minutes, size, lr, share=0.0, fresh=2.0, room=12_000, decay=0.25, anew=False):
     """Goes on from the checkpoint or, without one, from the committed weights unless `anew`, with a `share` of scenes among
     the batches. fresh: new scenes per batch; room: scenes kept; size: windows per batch; decay: see loop.train."""
     start = None if anew else committed()
-    seed += (checkpoint("teacher") or start or {"step": 0})["step"]  # a continued run sees new scenes
-    torch.manual_seed(seed)
+    seed = start_seed("teacher", 2, start)
     model = Teacher().to(DEVICE)
     model.unet.to(memory_format=torch.channels_last)
     if CUDA:
         torch.set_float32_matmul_precision("high")
-        model.unet.compile()
+        model.unet.compile(dynamic=False)  # two shapes: windows and scenes
     scenes = Scenes(autoencoder.trained().encoder.to(DEVICE), tokens_of(model.tokenizer, [""]), room)
     painted = feed(partial(paint, alone=share == 0), seed)
     while scenes.count < min(room, 20 * size):

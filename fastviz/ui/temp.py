@@ -55,7 +55,7 @@ def keep(folder, seconds, megabytes, every=30.0):
         while True:
             try:
                 sweep(folder, time.time(), seconds, megabytes)
-            except OSError:
+            except Exception:  # whatever it is: a server without a janitor fills the disk
                 log.exception("The janitor could not sweep %s and tries again.", folder)
             time.sleep(every)
 
