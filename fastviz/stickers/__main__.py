@@ -37,7 +37,6 @@ def main():
             stage.add_argument("--room", type=int, default=12_000, help="encoded scenes kept")
         if name == "evaluate":
             stage.add_argument("--count", type=int, default=64, help="prompts for each number of objects")
-            stage.add_argument("--objects", type=int, nargs="+", default=[1, 2], choices=(1, 2))
             stage.add_argument("--steps", type=int, default=50)
             stage.add_argument("--guidance", type=float, default=3.0)
     args = parser.parse_args()
@@ -63,7 +62,7 @@ def run(args):
     elif args.stage == "export":
         export.export()
     else:
-        evaluate.main(args.count, args.steps, args.guidance, args.objects)
+        evaluate.main(args.count, args.steps, args.guidance)
 
 
 if __name__ == "__main__":

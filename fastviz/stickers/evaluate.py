@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
 from .. import judge, models
-from . import autoencoder, measures, parts, world
+from . import autoencoder, card, measures, parts, world
 
 FOLDER = judge.FOLDER.parent
 
@@ -70,11 +70,11 @@ def distances(pictures):
     return {"drawn": round(measures.frechet(real[0], measures.features(pictures)), 2), "real": round(measures.frechet(*real), 2)}
 
 
-def main(count, steps, guidance, objects=(1, 2)):
+def main(count, steps, guidance):
     """Figures of the shipped model on `count` held-out prompts with one object, as many with two: one JSON line last, also
-    in evaluation.json; and a contact sheet of each beside it."""
+    in evaluation.json; contact sheets and the model card beside it."""
     pipe, told, drawn = models.load("stickers"), {"prompts": count, "steps": steps, "guidance": guidance}, []
-    for number in objects:
+    for number in (1, 2):
         scenes = prompts(count, objects=number)
         texts = [scene.caption for scene in scenes]
         pictures = draw(pipe, texts, steps, guidance)
@@ -84,9 +84,11 @@ def main(count, steps, guidance, objects=(1, 2)):
         drawn += pictures
     told["frechet"] = distances(drawn)
     told["diversity"] = spread(pipe, max(2, count // 16), steps=steps, guidance=guidance)
-    told["psnr"] = autoencoder.psnr(lambda x: encoded(pipe.vae, x), lambda z: pipe.vae.decode(z).sample)
+    told["psnr"] = {name: autoencoder.psnr(lambda x: encoded(vae, x), lambda z: vae.decode(z).sample)
+                    for name, vae in [("model", pipe.vae)] + [("tiny", autoencoder.trained())] * (FOLDER / "tiny").is_dir()}
     told["megabytes"] = round(sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) / 2**20, 1)
     (FOLDER / "evaluation.json").write_text(json.dumps(told, indent=1) + "\n")
+    card.write(sum(p.numel() for part in (pipe.unet, pipe.text_encoder) for p in part.parameters()))
     print(json.dumps(told))
 
 

@@ -8,20 +8,30 @@ from .. import judge
 from ..models import write_hashes
 from . import autoencoder, teacher
 from .evaluate import pipeline
+from .loop import checkpoint
 
 FOLDER = judge.FOLDER.parent
 
 
 def export(folder=FOLDER):
     """Writes folder/model, folder/tiny (the small autoencoder, when the reference is the model's own), folder/training.json
-    (step, hours and log of the teacher) and folder/hashes.json."""
+    (step, hours and log of the teacher, hours and devices of all stages) and folder/hashes.json."""
     model, card = teacher.trained()
     reference, tiny = autoencoder.trained_reference(), autoencoder.trained()
     save(pipeline(model, reference or tiny), folder / "model")
     if reference:
         tiny.half().save_pretrained(folder / "tiny")
-    (folder / "training.json").write_text(json.dumps(card, indent=1) + "\n")
+    told = folder / "training.json"
+    before = json.loads(told.read_text())["stages"] if told.exists() else {}
+    told.write_text(json.dumps({**card, "stages": stages(before)}, indent=1) + "\n")
     write_hashes(folder)
+
+
+def stages(before):
+    """{stage: {"hours", "device"}}, of the checkpoints here; the others stay as they were told before."""
+    found = {name: checkpoint(name) for name in ("autoencoder", "decoder", "reference", "judge", "teacher")}
+    return before | {name: {"hours": round(saved["hours"], 2), "device": ", ".join(sorted({row["device"] for row in saved["log"]}))}
+                     for name, saved in found.items() if saved}
 
 
 def save(pipe, folder):

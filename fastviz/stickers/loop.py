@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from ..compare import device_name
 from ..judge import FOLDER as JUDGE
 from ..models import check
 
@@ -135,7 +136,7 @@ def train(name, model, batches, loss, minutes, lr, *, optimizers=None, horizon=4
             sums[key] = sums.get(key, 0.0) + torch.as_tensor(number).detach().float()  # a GPU is not waited for here
         now = time.time()
         if now - reported_at > report_every:
-            row = {"step": step, "hours": round(hours + (now - start) / 3600, 3), "rate": round(factor, 3),
+            row = {"device": device_name(torch.device(DEVICE)), "step": step, "hours": round(hours + (now - start) / 3600, 3), "rate": round(factor, 3),
                    "steps/s": round(count / (now - reported_at), 2),
                    **{key: round(float(total) / count, 5) for key, total in sums.items()}, **(report(average) if report else {})}
             print(f"{name}: {row}", flush=True)

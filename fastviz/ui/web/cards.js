@@ -25,7 +25,7 @@
   function facts(row) {
     if (!known(row.seconds)) return [["Difference", "–"], ["Work", "–"], ["Skipped", "–"], ["Active in", "–"], ["Asked for", "–"]];
     const lpips = row.metrics.lpips, share = row.flops_share;
-    const active = Object.values(row.acted).map(([blocks, steps]) => `${blocks} ${blocks === 1 ? "place" : "places"}, ${steps} steps`);
+    const active = Object.values(row.acted).map(([blocks, steps]) => (blocks === 1 ? "" : `${blocks} places, `) + `${steps} steps`);
     const seen = Object.entries(row.found).map(([name, found]) => `${name} ${found ? "✓" : "✗"}`);
     return [
       ["Difference", row.index === 0 ? "none" : known(lpips.value) ? `${format.lpips(lpips.value)} LPIPS` : lpips.why,

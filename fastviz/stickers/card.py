@@ -1,0 +1,102 @@
+"""The model card, assets/stickers/README.md: written from the files that training and evaluation leave, never by hand."""
+
+import json
+
+from .loop import SHIPPED
+from .words import BACKGROUNDS, OBJECTS, RELATIONS
+
+TEXT = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+
+# stickers
+
+A latent diffusion model for captioned sticker scenes of {size} x {size} px: {millions:.1f}M parameters in U-Net and text
+encoder, {megabytes} MB with everything in this folder. It exists to show and to test how diffusion models are made fast,
+on any computer, without a download. It is not a model for making art.
+
+```python
+from diffusers import StableDiffusionPipeline
+
+pipe = StableDiffusionPipeline.from_pretrained("assets/stickers/model")
+picture = pipe("a cat and a pizza on the beach", num_inference_steps=50, guidance_scale=3.0).images[0]
+```
+
+## What it was taught
+
+Scenes that `fastviz/stickers/world.py` paints without end from a seed: one of {backgrounds} backgrounds, and up to two of
+{objects} stickers in three sizes. Nothing else: no photographs, no people, no text.
+
+- Objects: {names}.
+- Backgrounds: {places}.
+- Sizes: "small", "big", and no word for the one between. Relations: {relations}.
+- Grammar: "a cat", "a big cat", "a cat and a pizza", "a cat to the left of a pizza", with a background before or after, such
+  as "on the beach". Words outside this vocabulary fall into letters, which mean nothing to the model.
+
+A fifth of the (object, background) pairs and a third of the (object, object, background) triples never occur in training.
+The prompts of the figures below come from those.
+
+## Training
+
+{hours}. U-Net and text encoder ("teacher"): {steps} steps of 24 windows of 128 px or 8 whole scenes, noise prediction on Stable
+Diffusion's betas, minimum-SNR weights, Muon and AdamW. The log is in `training.json`. The same commands train it further:
+`python -m fastviz.stickers teacher --minutes 60 --scenes 0.5`, `export`, `evaluate`.
+
+## Figures
+
+Printed by `python -m fastviz.stickers evaluate --count {prompts}`: {prompts} held-out prompts with one object and as many
+with two, DDIM, {sampling} steps, guidance {guidance}. The judge that reads the pictures is in no training loss.
+
+| | one object | two objects |
+|---|---|---|
+| all objects found | {one[objects]:.1%} | {two[objects]:.1%} |
+| background found | {one[background]:.1%} | {two[background]:.1%} |
+| size word true, given the object | {one[size]:.1%} | {two[size]:.1%} |
+| relation true, given both objects | | {two[relation]:.1%} |
+
+| | drawn | real scenes |
+|---|---|---|
+| Frechet distance in the judge's features to {double} real scenes | {frechet[drawn]} | {frechet[real]} |
+| diversity: mean LPIPS (stickers backbone) between pictures of one prompt | {diversity[drawn]} | {diversity[real]} |
+
+Autoencoder on held-out scenes: {psnr} dB PSNR{small}. The judge itself, on 1000 held-out real scenes: one object
+{judge[object]:.1%}, both of two {judge[pair]:.1%}, background {judge[background]:.1%}, relation {judge[relation]:.1%}, an
+object seen where there is none {judge[false]:.1%}.
+
+## Limits
+
+{limits}
+
+## Licences
+
+Weights and code: Apache-2.0. The stickers are pictures of Noto Color Emoji (Apache-2.0; font SIL OFL-1.1).
+"""
+
+
+def read(name):
+    return json.loads((SHIPPED / name).read_text())
+
+
+def limits(told):
+    """What the figures say against the model, in words."""
+    two, worst = told["objects: 2"], [name for number in (1, 2) for name in told[f"missed of {number}"]]
+    often = sorted({name for name in worst if worst.count(name) > 1}, key=lambda name: (-worst.count(name), name))
+    lines = [f"Of {told['prompts']} prompts with two objects, {1 - two['objects']:.0%} lack at least one of them: often the two fuse, or one is drawn twice."]
+    if often:
+        lines.append(f"Missed more than once: {', '.join(often)}.")
+    return "\n".join(lines + ["Fine detail is soft. Sizes other than 256 px are for timing: it was never trained on them."])
+
+
+def write(parameters, size=256):
+    """Writes the card. parameters: of U-Net and text encoder."""
+    told, training, judge = read("evaluation.json"), read("training.json"), read("judge/config.json")
+    hours = "; ".join(f"{name}: {stage['hours']:.1f} h on {stage['device']}" for name, stage in training["stages"].items())
+    values = dict(
+        size=size, millions=parameters / 1e6, backgrounds=len(BACKGROUNDS), objects=len(OBJECTS), names=", ".join(OBJECTS),
+        places=", ".join(BACKGROUNDS), relations=", ".join(RELATIONS), steps=training["step"], sampling=told["steps"],
+        hours=hours, one=told["objects: 1"], two=told["objects: 2"], double=2 * told["prompts"],
+        judge=judge["heldout"]["clean"], limits=limits(told), psnr=told["psnr"]["model"],
+        small=f", {told['psnr']['tiny']} dB with the small decoder" if "tiny" in told["psnr"] else "")
+    (SHIPPED / "README.md").write_text(TEXT.format(**{**told, **values}))
