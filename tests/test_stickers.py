@@ -125,7 +125,7 @@ def test_cell_labels_lie_on_the_sticker():
 
 def test_the_noise_loss_is_lowest_for_the_true_noise():
     alphas = parts.scheduler().alphas_cumprod
-    loss, latents = teacher.noise_loss(alphas), torch.zeros(32, 4, 8, 8)
+    loss, latents = teacher.noise_loss(alphas, 1.0), torch.zeros(32, 4, 8, 8)
 
     def perfect(noisy, t, tokens):  # with clean latents of zero the noise can be read off
         return noisy / (1 - alphas[t]).sqrt()[:, None, None, None]
@@ -240,3 +240,18 @@ def test_diversity_is_of_pictures_not_of_prompts():
     scene = evaluate.prompts(1, 5, 1)[0]
     same, others = [world.render(scene)] * 3, [world.render(world.again(random.Random(i), scene)) for i in range(3)]
     assert measures.diversity([same]) < 1e-4 < 0.05 < measures.diversity([others])
+
+
+def test_windows_are_never_very_noisy_and_scenes_mostly_are():
+    seen, loss = [], teacher.noise_loss(parts.scheduler().alphas_cumprod, 0.65)
+
+    def model(latents, t, tokens):
+        seen.append(t)
+        return latents
+
+    for cells in (teacher.WINDOW, teacher.WHOLE):
+        for _ in range(20):
+            loss(model, (torch.zeros(12, 4, cells, cells), None))
+    windows, scenes = torch.cat(seen[:20]), torch.cat(seen[20:])
+    assert windows.max() < 650 and windows.min() < 50 and windows.float().mean() == pytest.approx(325, abs=30)
+    assert scenes.max() > 950 and scenes.min() < 100 and (scenes > 500).float().mean() == pytest.approx(0.685, abs=0.06)

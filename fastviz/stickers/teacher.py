@@ -1,8 +1,9 @@
 """Stage 3: the teacher, a text-conditional U-Net trained together with its text encoder.
 
 Two kinds of batches. Windows: 16 x 16 latents cut out of scenes with one sticker, so that shapes are learnt at their
-final scale at a fifth of the cost. Scenes: whole 32 x 32 latents, which teach where things stand. Training begins with
-windows alone and ends with a mixture of both.
+final scale at a fifth of the cost. Scenes: whole 32 x 32 latents, which teach how many things stand where. Training begins
+with windows alone and ends with a mixture of both, in which windows are never very noisy: in pure noise every window
+promises a sticker, and a model that believes that of every part of a scene draws its object twice.
 """
 
 import json
@@ -18,6 +19,7 @@ from .muon import Muon
 
 WINDOW, WHOLE = 16, 32  # latent cells
 EMPTY = 0.1  # share of captions dropped, for guidance
+CLEAR = 0.65  # share of the timesteps, from the clean end, at which a noisy window still shows where its sticker is
 
 
 class Teacher(nn.Module):
@@ -97,17 +99,19 @@ def stream(scenes, painted, size, share, fresh, seed):
         yield scenes.draw(size // 3, WHOLE) if rng.random() < share else scenes.draw(size, WINDOW)
 
 
-def noise_loss(alphas):
+def noise_loss(alphas, clear):
     """Noise-prediction loss with min-SNR weights (gamma 5; Hang et al., arXiv 2303.09556, eq. 8), raised where noise is
-    high: there the caption decides what will stand in the picture, and the plain loss hardly sees it."""
+    high: there the caption decides what will stand in the picture, and the plain loss hardly sees it.
+    clear: the share of the timesteps, from the clean end, that windows are trained at."""
     snr = alphas / (1 - alphas)
     weight = snr.clamp(max=5) / snr * (0.3 / snr).sqrt().clamp(1, 4)
 
     def loss(model, batch):
         latents, tokens = batch
         count = len(latents)
-        t = ((torch.arange(count, device=latents.device) + torch.rand(1, device=latents.device)) / count * len(alphas)).long()
-        noise, a = torch.randn_like(latents), alphas[t][:, None, None, None]  # the times are spread evenly over the batch
+        even = (torch.arange(count, device=latents.device) + torch.rand(1, device=latents.device)) / count
+        t = ((even ** 0.6 if latents.shape[-1] == WHOLE else even * clear) * len(alphas)).long()  # scenes: more noise
+        noise, a = torch.randn_like(latents), alphas[t][:, None, None, None]
         error = (model(a.sqrt() * latents + (1 - a).sqrt() * noise, t, tokens).float() - noise).pow(2).mean((1, 2, 3))
         plain = error.detach()
         return (weight[t] * error).mean(), {"low": plain[:count // 2].mean(), "high": plain[count // 2:].mean()}
@@ -156,5 +160,5 @@ def fit(minutes, size, lr, share=0.0, fresh=2.0, room=12_000, decay=0.25, anew=F
     while scenes.count < min(room, 20 * size):
         scenes.add(*next(painted))
     return train("teacher", model, stream(scenes, painted, size, share, fresh, seed),
-                 noise_loss(parts.scheduler().alphas_cumprod.to(DEVICE)), minutes, lr,
+                 noise_loss(parts.scheduler().alphas_cumprod.to(DEVICE), CLEAR if share else 1.0), minutes, lr,
                  optimizers=optimizers(model, lr), horizon=300, decay=decay, report_every=60, start=start)
