@@ -55,12 +55,12 @@ class Ask:
         return dice
 
     def method(self, method):
-        """A check box for one method; its settings show while it is on, the finer ones folded."""
+        """A check box for one method; its settings, folded, are there while it is on, the finer ones folded once more."""
         fields = dataclasses.fields(method.Knobs)
         with gr.Group(elem_classes="method"):
             self.add(method.KEY, gr.Checkbox(False, label=method.TITLE, info=method.SAYS, elem_classes="method-on",
                                              elem_id=f"method-{method.KEY}"))
-            with gr.Column(elem_classes="knobs", visible=bool(fields)):
+            with gr.Accordion("Settings", open=False, elem_classes="knobs", visible=bool(fields)):
                 self.knobs(method, [field for field in fields if not field.metadata["tinker"]])
                 if finer := [field for field in fields if field.metadata["tinker"]]:
                     with gr.Accordion("To tinker with", open=False):
