@@ -173,7 +173,7 @@ def free():
 
 def sample(pipe, request, stack, steps, on_step, stop, trace):
     start = noise(pipe, request)
-    context = Context(steps, request.seed, tuple(start.shape[2:]), trace=trace)
+    context = Context(steps, request.seed, tuple(start.shape[2:]), pipe.device.type, trace=trace)
     pipe = copy.copy(pipe)  # a call leaves its arguments on the pipeline object: let it leave them on a copy
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     with replaced(pipe, scheduler=scheduler, _progress_bar_config={"disable": True}), \

@@ -46,9 +46,11 @@ class Context:
     """What one run tells the methods attached to it, and what they report back. Made anew for every run.
 
     steps: sampling steps of this run; seed: the request's; grid: (height, width) of the latents.
+    device: type of the device that the run is for, such as "cuda", also where it is only counted, on the meta device.
     step: index of the sampling step under way, 0 first, moved on by run.py.
     frozen: (step, part) pairs, part "self" or "cross", at which stored attention is used again. A method that draws or
         chooses tokens must then keep its last assignment: a stored map belongs to the tokens that it was made with.
+    pruned: names of transformer blocks that see only some of their grid's tokens at this step.
     acted: method key -> set of (layer name, step) at which the method changed something.
     kept_bytes: method key -> bytes that the method keeps from step to step.
     trace: where to record, or None in a timed run.
@@ -56,8 +58,10 @@ class Context:
     steps: int
     seed: int = 0
     grid: tuple = (32, 32)
+    device: str = "cpu"
     step: int = 0
     frozen: set = field(default_factory=set)
+    pruned: set = field(default_factory=set)
     acted: dict = field(default_factory=lambda: defaultdict(set))
     kept_bytes: dict = field(default_factory=dict)
     trace: Trace | None = None

@@ -19,7 +19,7 @@ BASE = {"knobs", "patch", "trace"}
 MODELS = BASE | {"methods", "models", "request"}
 ARROWS = {
     "knobs": set(), "patch": set(), "trace": set(), "judge": set(), "models": {"judge"},
-    "methods": BASE,
+    "gwpr": set(), "methods": BASE | {"gwpr"},
     "request": BASE | {"methods", "models"},
     "profile": {"models", "request"},
     "run": MODELS, "cost": MODELS | {"run"}, "metrics": {"judge", "models"},

@@ -103,13 +103,19 @@ def heads(attn, x):
     return x.unflatten(2, (attn.heads, -1)).transpose(1, 2)
 
 
+def queries_and_keys(attn, q, k):
+    """Q / sqrt(d) and K from their projections (B, N, heads * d) and (B, M, heads * d): (B, heads, N or M, d)."""
+    q, k = heads(attn, q), heads(attn, k)
+    q = q if attn.norm_q is None else attn.norm_q(q)
+    k = k if attn.norm_k is None else attn.norm_k(k)
+    return q * q.shape[-1] ** -0.5, k
+
+
 def attention_map(attn, x, context=None, mask=None):
     """softmax(Q K^T / sqrt(d)): (B, heads, N, M)."""
     x, context = inputs(attn, x, context)
-    q, k = heads(attn, attn.to_q(x)), heads(attn, attn.to_k(context))
-    q = q if attn.norm_q is None else attn.norm_q(q)
-    k = k if attn.norm_k is None else attn.norm_k(k)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+    q, k = queries_and_keys(attn, attn.to_q(x), attn.to_k(context))
+    scores = q @ k.transpose(2, 3)
     if mask is not None:
         mask = attn.prepare_attention_mask(mask, context.shape[1], len(x))
         scores = scores + mask.unflatten(0, (len(x), attn.heads))
