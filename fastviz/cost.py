@@ -104,6 +104,19 @@ def kinds(stack, steps):
     return list(zip(*apart, strict=True))
 
 
+def with_past(labels, frozen):
+    """Each label with what else its work depends on where stored attention is used again (`frozen`, see Context): such a
+    step goes on with the choices of the last free one, and the next free one catches up on what the stored ones missed."""
+    found, stored, missed, free = [], {step for step, _ in frozen}, frozenset(), None
+    for step, label in enumerate(labels):
+        if step in stored:
+            missed |= {label}
+        else:
+            missed, free = frozenset(), (label, missed)
+        found.append((label, free))
+    return found
+
+
 def flops(pipe, request, stack, steps):
     """FLOP of one picture: {"text": F, "steps": (F per step, ...), "decoder": F}. Counted once per model, size, guidance,
     stack and number of steps; a step that repeats an earlier kind of step is not executed again."""
@@ -120,7 +133,7 @@ def flops(pipe, request, stack, steps):
 def count(pipe, request, stack, steps):
     side, pair, mode = request.size // pipe.vae_scale_factor, guided(pipe, request), Flops()
     latents = torch.empty(1, pipe.unet.config.in_channels, side, side, device="meta")
-    context = Context(steps, request.seed, (side, side))
+    context = Context(steps, request.seed, (side, side), pipe.device.type)
     with on_meta(pipe) as bare, mode:
         prompt, negative = bare.encode_prompt(request.prompt, torch.device("meta"), 1, pair)
         text = mode.total
@@ -128,7 +141,8 @@ def count(pipe, request, stack, steps):
         decoder = mode.total - text
         prompt, latents = (torch.cat([negative, prompt]), torch.cat([latents] * 2)) if pair else (prompt, latents)
         with attached(bare, stack, context) as ready:
-            per_step = count_steps(ready.unet, latents, prompt, context, kinds(stack, steps), mode)
+            labels = with_past(kinds(stack, steps), context.frozen)
+            per_step = count_steps(ready.unet, latents, prompt, context, labels, mode)
     return {"text": text, "steps": per_step, "decoder": decoder}
 
 

@@ -12,9 +12,9 @@ A method is a module with
 
 from contextlib import ExitStack, contextmanager
 
-from . import attention_reuse, few_step, full, tome
+from . import atedm, attention_reuse, few_step, full, tome
 
-METHODS = (full, few_step, attention_reuse, tome)
+METHODS = (full, few_step, attention_reuse, tome, atedm)
 BY_KEY = {method.KEY: method for method in METHODS}
 
 

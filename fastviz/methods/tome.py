@@ -193,7 +193,10 @@ class Merging:
 
     def block(self, forward):
         def matched(hidden_states, *args, **kwargs):
-            self.prepare(hidden_states)
+            if self.name in self.context.pruned:
+                self.merged = 0  # what is left of the grid has no cells
+            else:
+                self.prepare(hidden_states)
             return forward(hidden_states, *args, **kwargs)
         return matched
 
