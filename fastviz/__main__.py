@@ -22,8 +22,8 @@ def arguments():
     fetch = commands.add_parser("fetch", help="bring what is not shipped")
     fetch.add_argument("what", choices=["lpips"], help="the ImageNet backbone of LPIPS")
     fetch.add_argument("--net", choices=["alex", "vgg", "squeeze"], default="alex")
-    bench = commands.add_parser("bench", help="measure side by side with peers", add_help=False)
-    bench.add_argument("which", choices=["local"])
+    bench = commands.add_parser("bench", help="measure side by side with peers, or count against papers", add_help=False)
+    bench.add_argument("which", choices=["local", "flops"])
     return parser
 
 
@@ -101,10 +101,10 @@ def run_fetch(args):
     return 0
 
 
-def run_bench(rest):
-    from .bench import local
+def run_bench(args, rest):
+    from .bench import flops, local
 
-    return local.main(rest) or 0
+    return {"local": local, "flops": flops}[args.which].main(rest) or 0
 
 
 def main(argv=None):
@@ -114,7 +114,7 @@ def main(argv=None):
         arguments().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if args.command == "bench":
-            return run_bench(rest)
+            return run_bench(args, rest)
         return {"compare": run_compare, "doctor": run_doctor, "fetch": run_fetch}[args.command](args)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
