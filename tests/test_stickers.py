@@ -9,7 +9,7 @@ from PIL import ImageFilter
 from safetensors.torch import save_file
 
 from fastviz import models
-from fastviz.stickers import evaluate, judge, loop, measures, muon, parts, teacher, words, world
+from fastviz.stickers import autoencoder, evaluate, judge, loop, measures, muon, parts, teacher, words, world
 from fastviz.stickers.loop import follow, pace
 
 
@@ -255,3 +255,10 @@ def test_windows_are_never_very_noisy_and_scenes_mostly_are():
     windows, scenes = torch.cat(seen[:20]), torch.cat(seen[20:])
     assert windows.max() < 650 and windows.min() < 50 and windows.float().mean() == pytest.approx(325, abs=30)
     assert scenes.max() > 950 and scenes.min() < 100 and (scenes > 500).float().mean() == pytest.approx(0.685, abs=0.06)
+
+
+def test_the_committed_weights_can_be_trained_further():
+    start = teacher.committed()
+    assert start["step"] > 0 and start["hours"] > 0 and start["log"]
+    teacher.Teacher().load_state_dict(start["weights"])
+    assert torch.isfinite(autoencoder.trained().encode(torch.zeros(1, 3, 64, 64)).latents).all()

@@ -22,7 +22,7 @@ def export(folder=FOLDER):
     if reference:
         tiny.half().save_pretrained(folder / "tiny")
     told = folder / "training.json"
-    before = json.loads(told.read_text())["stages"] if told.exists() else {}
+    before = json.loads(told.read_text()).get("stages", {}) if told.exists() else {}
     told.write_text(json.dumps({**card, "stages": stages(before)}, indent=1) + "\n")
     write_hashes(folder)
 
