@@ -1,9 +1,11 @@
 """Attention maps that were computed at one sampling step are used again at later ones.
 
 Changed: the processors of the U-Net's attentions. A step that reuses computes V, A V and W_o; it skips W_q, W_k, Q K^T
-and the softmax. Steps that compute call the production kernel untouched; the last one before a run of reusing steps
-computes its map on the side and keeps it. Hunter et al., arXiv 2401.01008, where late reuse is called HURRY. Keeping
-the attention's output instead of its map is the idea of Zhao et al., Pyramid Attention Broadcast, arXiv 2408.12588.
+and the softmax. Steps that compute call the production kernel untouched, but for the last one before a run of reusing
+steps: it makes its map, keeps it and goes on with it, which is as much work. Cross-attention's values come from the
+prompt and are the same at every step, so a kept map would give the kept step's output again: that is what is kept, at
+no cost later. Hunter et al., arXiv 2401.01008, where late reuse is called HURRY. Keeping the output of self-attention,
+too, is the idea of Zhao et al., Pyramid Attention Broadcast, arXiv 2408.12588.
 """
 
 import math
@@ -111,15 +113,18 @@ def queries_and_keys(attn, q, k):
     return q * q.shape[-1] ** -0.5, k
 
 
-def attention_map(attn, x, context=None, mask=None):
-    """softmax(Q K^T / sqrt(d)): (B, heads, N, M)."""
+def attention_map(attn, x, context=None, mask=None, out=None):
+    """softmax(Q K^T / sqrt(d)): (B, heads, N, M), written over `out` where that has this shape. No gradients."""
+    import torch
+
     x, context = inputs(attn, x, context)
     q, k = queries_and_keys(attn, attn.to_q(x), attn.to_k(context))
-    scores = q @ k.transpose(2, 3)
-    if mask is not None:
-        mask = attn.prepare_attention_mask(mask, context.shape[1], len(x))
-        scores = scores + mask.unflatten(0, (len(x), attn.heads))
-    return scores.softmax(-1)
+    shape = (*q.shape[:3], k.shape[2])
+    out = out if out is not None and out.shape == shape else q.new_empty(shape)
+    flat = out.flatten(0, 1)  # the same memory
+    added = flat if mask is None else attn.prepare_attention_mask(mask, context.shape[1], len(x))
+    torch.baddbmm(added, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), beta=int(mask is not None), out=flat)
+    return torch.softmax(out, -1, out=out)  # in place: maps are what takes memory here
 
 
 def apply_map(attn, weights, x, context=None):
@@ -167,7 +172,8 @@ class Ledger:
 
 class MapReuse:
     """Modifications of one attention's processor:
-     - on steps that compute: none, `before` is called; before a run of reusing steps the map is kept
+     - on steps that compute: none, `before` is called
+     - on the last one before a run of reusing steps: the map is made and kept, and the output is made from it
      - on steps that reuse: the kept map is applied to new values
     """
 
@@ -180,21 +186,19 @@ class MapReuse:
         if not self.gamma[step]:
             self.context.acted[KEY].add((self.name, step))
             return self.again(attn, hidden_states, encoder_hidden_states)
-        if step == 0:
+        if self.name not in self.ledger.sizes:
             self.ledger.enter(self.name, self.size(attn, hidden_states, encoder_hidden_states))
-        output = self.before(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **others)
-        if self.stores[step]:
-            self.kept = None  # frees the old map before the new one is made
-            self.kept = self.keep(attn, hidden_states, encoder_hidden_states, attention_mask, output)
-        return output
+        run = self.store if self.stores[step] else self.before
+        return run(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **others)
 
     def size(self, attn, x, context):
         """Bytes of what this layer keeps."""
         keys = x if context is None else context
         return len(x) * attn.heads * x.shape[1] * keys.shape[1] * x.element_size()
 
-    def keep(self, attn, x, context, mask, output):
-        return attention_map(attn, x, context, mask)
+    def store(self, attn, x, context=None, mask=None, temb=None, **others):
+        self.kept = attention_map(attn, x, context, mask, out=self.kept)
+        return apply_map(attn, self.kept, x, context)
 
     def again(self, attn, x, context):
         return apply_map(attn, self.kept, x, context)
@@ -209,16 +213,17 @@ class OutputReuse(MapReuse):
     def size(self, attn, x, context):
         return x.numel() * x.element_size()
 
-    def keep(self, attn, x, context, mask, output):
-        return output
+    def store(self, attn, *args, **others):
+        self.kept = self.before(attn, *args, **others)
+        return self.kept
 
     def again(self, attn, x, context):
         return self.kept
 
 
 class Recording:
-    """Adds to either kind, for a traced run: the age in steps of what was used (0: computed) at every step and layer
-    and, where it was used again, its staleness |A_i - A_j| / |A_i| (Frobenius) against what was not computed."""
+    """Adds to any kind, for a traced run: the age in steps of what was used (0: computed) at every step and layer and,
+    where it was used again, its staleness |A_i - A_j| / |A_i| (Frobenius) against what was not computed."""
 
     def __call__(self, attn, *args, **others):
         step, trace = self.context.step, self.context.trace
@@ -226,8 +231,11 @@ class Recording:
         trace.add("attention_reuse.age", step, self.name, np.int16(step - sources(self.gamma)[step]))
         if not self.gamma[step]:
             fresh = self.fresh(attn, *args, **others).float()
-            trace.add("attention_reuse.staleness", step, self.name, (fresh - self.kept).norm() / fresh.norm())
+            trace.add("attention_reuse.staleness", step, self.name, (fresh - self.stale()).norm() / fresh.norm())
         return output
+
+    def stale(self):
+        return self.kept
 
 
 class RecordedMapReuse(Recording, MapReuse):
@@ -240,8 +248,27 @@ class RecordedOutputReuse(Recording, OutputReuse):
         return self.before(attn, *args, **others)
 
 
-PROCESSORS = {("map", False): MapReuse, ("output", False): OutputReuse,
-              ("map", True): RecordedMapReuse, ("output", True): RecordedOutputReuse}
+class RecordedCrossReuse(RecordedOutputReuse):
+    """Cross-attention whose output is kept in place of its map: the map is kept as well, to tell its staleness."""
+
+    def store(self, attn, *args, **others):
+        self.map = self.fresh(attn, *args, **others)
+        return super().store(attn, *args, **others)
+
+    def stale(self):
+        return self.map
+
+    fresh = RecordedMapReuse.fresh
+
+
+def processor(attn, knobs, traced):
+    """The class that reuses for one attention. A cross-attention that adds its input to its output keeps its map after
+    all, because its output is not the same at every step."""
+    if knobs.keep == "output":
+        return RecordedOutputReuse if traced else OutputReuse
+    if attn.is_cross_attention and not attn.residual_connection:
+        return RecordedCrossReuse if traced else OutputReuse
+    return RecordedMapReuse if traced else MapReuse
 
 
 def attentions(unet, grid, maps):
@@ -267,10 +294,10 @@ def attach(pipe, knobs, context):
                           "standard attention: remove what replaced it first.")
     frozen = {(step, part) for _, _, part in layers for step, computed in enumerate(gamma) if not computed}
     ledger = Ledger(context, FILL * free_bytes(pipe.unet.device))
-    kind = PROCESSORS[knobs.keep, context.trace is not None]
     with ExitStack() as exits:
         exits.callback(context.frozen.difference_update, frozen - context.frozen)
         context.frozen |= frozen
         for name, attn, _ in layers:
+            kind = processor(attn, knobs, context.trace is not None)
             exits.enter_context(replaced(attn, processor=kind(attn.processor, name, gamma, context, ledger)))
         yield pipe
