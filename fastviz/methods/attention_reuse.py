@@ -8,6 +8,7 @@ no cost later. Hunter et al., arXiv 2401.01008, where late reuse is called HURRY
 too, is the idea of Zhao et al., Pyramid Attention Broadcast, arXiv 2408.12588.
 """
 
+import json
 import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from .. import fitted
 from ..knobs import choice, number, text
 from ..patch import Refused, replaced, transformer_blocks
 
@@ -26,6 +28,7 @@ PAPER = ("Hunter et al., Fast Sampling Through The Reuse Of Attention Maps", "ht
 ROLE = "patch"
 
 STANDARD = ("AttnProcessor2_0", "AttnProcessor")  # the processors whose arithmetic this file repeats
+SEARCHED = "phast"  # the name of whatever schedule was searched for a model's weights
 FILL = 0.8  # of the free memory that kept maps may take; the rest is for activations
 
 
@@ -38,8 +41,9 @@ class Knobs:
                        "Which attentions reuse. Self-attention saves most, and takes most memory.")
     keep: str = choice("map", {"map": "Map (the paper)", "output": "Output (pyramid attention broadcast)"},
                        "What is kept. A map is applied to new values; a kept output skips the attention as a whole.")
-    schedule: str = text("", "Instead of a share, one digit a step: 1 computes, 0 reuses, such as 1110100 for 7 steps.",
-                         tinker=True)
+    schedule: str = text("", "Which steps reuse, if not the last ones: phast takes the schedule that `python -m fastviz "
+                         "search reuse` found for this share (our reconstruction of the paper's PHAST); or one digit a "
+                         "step, 1 computes, 0 reuses, such as 1110100 for 7 steps.", tinker=True)
 
 
 NEUTRAL = Knobs(share=0.0)
@@ -47,8 +51,9 @@ NEUTRAL = Knobs(share=0.0)
 
 def check(knobs):
     """ValueError with a sentence when the schedule cannot be read."""
-    if knobs.schedule and (set(knobs.schedule) - set("01") or knobs.schedule[0] != "1"):
-        raise ValueError("the schedule must be ones and zeros and begin with 1: the first step has nothing to reuse.")
+    if knobs.schedule not in ("", SEARCHED) and (set(knobs.schedule) - set("01") or knobs.schedule[0] != "1"):
+        raise ValueError(f"the schedule must be {SEARCHED}, or ones and zeros that begin with 1: the first step has "
+                         "nothing to reuse.")
 
 
 # The schedule, section 3 of the paper
@@ -59,15 +64,50 @@ def hurry(steps, k):
     return (1,) * (steps - k) + (0,) * k
 
 
-def gamma_of(knobs, steps):
-    """The schedule for a run of `steps` steps. Refused when one was written for another number of steps."""
+def gamma_of(knobs, steps, pipe=None):
+    """The schedule for a run of `steps` steps of `pipe`. Refused when one was written for another number of steps, or
+    when the searched one is not there."""
     check(knobs)
-    if not knobs.schedule:
-        return hurry(steps, round(knobs.share * steps))
+    late = hurry(steps, round(knobs.share * steps))
+    if not knobs.schedule or (knobs.schedule == SEARCHED and all(late)):
+        return late
+    if knobs.schedule == SEARCHED:
+        return searched(fitted.folder(pipe), steps, late.count(0), knobs.maps, knobs.keep)
     if len(knobs.schedule) != steps:
         raise Refused(f"The schedule has {len(knobs.schedule)} digits and the run {steps} steps: "
                       "write one digit for each step.")
     return tuple(map(int, knobs.schedule))
+
+
+def schedule_file(folder, steps, k, maps, keep):
+    """Where the searched schedule for the model in `folder` lies: beside it."""
+    return folder.parent / "reuse" / f"{steps}-{k}-{maps}-{keep}.json"
+
+
+def searched(folder, steps, k, maps, keep):
+    """The schedule that a search found for the weights in `folder`. Refused, with the command that makes one, when there
+    is none or it was searched for other weights."""
+    if folder is None:
+        raise Refused("Searched schedules lie beside a model's files, and this model has none: write one as ones and "
+                      "zeros.")
+    path = schedule_file(folder, steps, k, maps, keep)
+    name = path.relative_to(folder.parents[1]).as_posix()
+    command = (f"`python -m fastviz search reuse --model {folder.parent.name} --steps {steps} --reuse {k} "
+               f"--maps {maps} --keep {keep}`")
+    if not path.is_file():
+        raise Refused(f"There is no searched schedule {name}: make it with {command}.")
+    try:
+        told = json.loads(path.read_text())
+        schedule, weights = told["schedule"], told["weights"]
+        gamma = tuple(map(int, schedule))
+    except (ValueError, KeyError, TypeError):
+        gamma, weights = (), None
+    if len(gamma) != steps or gamma[0] != 1 or set(gamma) - {0, 1} or gamma.count(0) != k:
+        raise Refused(f"{name} holds no schedule of {steps} steps of which {k} reuse: delete it and make it with "
+                      f"{command}.")
+    if weights != fitted.weights(folder):
+        raise Refused(f"{name} was searched for other weights: make it anew with {command}.")
+    return gamma
 
 
 def sources(gamma):
@@ -84,7 +124,10 @@ def stored(gamma):
 
 
 def kinds(knobs, steps):
-    """One label per step, equal labels for equal work."""
+    """One label per step, equal labels for equal work. What a search found is known only with the model: no two steps
+    count as equal then."""
+    if knobs.schedule == SEARCHED:
+        return tuple(range(steps))
     gamma = gamma_of(knobs, steps)
     return tuple("store" if store else "compute" if now else "reuse" for now, store in zip(gamma, stored(gamma)))
 
@@ -284,9 +327,9 @@ def attach(pipe, knobs, context):
     """Modifications:
      - processor of every attention that `knobs.maps` names; none when no step reuses
      - context.frozen: the steps and parts that reuse, for as long as it is attached
-    Refused when the schedule does not fit the run, the attention is not diffusers' standard one, or (during the first
-    step) when what is to be kept does not fit into memory."""
-    gamma = gamma_of(knobs, context.steps)
+    Refused when the schedule does not fit the run or the model, the attention is not diffusers' standard one, or (during
+    the first step) when what is to be kept does not fit into memory."""
+    gamma = gamma_of(knobs, context.steps, pipe)
     layers = attentions(pipe.unet, context.grid, knobs.maps) if not all(gamma) else []
     for name, attn, _ in layers:
         if type(attn.processor).__name__ not in STANDARD:
