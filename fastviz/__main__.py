@@ -1,4 +1,4 @@
-"""Command line: compare, doctor, fetch, bench. Results go to stdout, JSON line last; progress and sentences to stderr."""
+"""Command line: compare, doctor, fetch, bench, search. Results go to stdout, JSON line last; progress and sentences to stderr."""
 
 import argparse
 import json
@@ -24,6 +24,8 @@ def arguments():
     fetch.add_argument("--net", choices=["alex", "vgg", "squeeze"], default="alex")
     bench = commands.add_parser("bench", help="measure side by side with peers, or count against papers", add_help=False)
     bench.add_argument("which", choices=["local", "flops"])
+    search = commands.add_parser("search", help="search a schedule on this model, or see why one is good", add_help=False)
+    search.add_argument("which", choices=["reuse", "one-reuse"])
     return parser
 
 
@@ -107,14 +109,22 @@ def run_bench(args, rest):
     return {"local": local, "flops": flops}[args.which].main(rest) or 0
 
 
+def run_search(args, rest):
+    from .search import one_reuse, reuse
+
+    return {"reuse": reuse, "one-reuse": one_reuse}[args.which].main(rest)
+
+
 def main(argv=None):
     """Returns the exit code: 0 all is well, 1 something failed, 2 bad input, 70 the device is lost, 130 stopped."""
     args, rest = arguments().parse_known_args(argv)
-    if rest and args.command != "bench":
+    if rest and args.command not in ("bench", "search"):
         arguments().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if args.command == "bench":
             return run_bench(args, rest)
+        if args.command == "search":
+            return run_search(args, rest)
         return {"compare": run_compare, "doctor": run_doctor, "fetch": run_fetch}[args.command](args)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
@@ -131,10 +141,11 @@ def told(error):
     """The exit code for an error whose text is a sentence of ours or the system's, else None."""
     from .metrics import Unavailable
     from .models import BadModel
+    from .patch import Refused
     from .request import BadRequest
     from .run import Failed, Lost
 
-    codes = {BadRequest: 2, Lost: 70, Failed: 1, BadModel: 1, Unavailable: 1, OSError: 1}
+    codes = {BadRequest: 2, Lost: 70, Failed: 1, BadModel: 1, Unavailable: 1, Refused: 1, OSError: 1}
     return next((code for kind, code in codes.items() if isinstance(error, kind)), None)
 
 

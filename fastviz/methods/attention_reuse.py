@@ -1,11 +1,14 @@
 """Attention maps that were computed at one sampling step are used again at later ones.
 
 Changed: the processors of the U-Net's attentions. A step that reuses computes V, A V and W_o; it skips W_q, W_k, Q K^T
-and the softmax. Steps that compute call the production kernel untouched; the last one before a run of reusing steps
-computes its map on the side and keeps it. Hunter et al., arXiv 2401.01008, where late reuse is called HURRY. Keeping
-the attention's output instead of its map is the idea of Zhao et al., Pyramid Attention Broadcast, arXiv 2408.12588.
+and the softmax. Steps that compute call the production kernel untouched, but for the last one before a run of reusing
+steps: it makes its map, keeps it and goes on with it, which is as much work. Cross-attention's values come from the
+prompt and are the same at every step, so a kept map would give the kept step's output again: that is what is kept, at
+no cost later. Hunter et al., arXiv 2401.01008, where late reuse is called HURRY. Keeping the output of self-attention,
+too, is the idea of Zhao et al., Pyramid Attention Broadcast, arXiv 2408.12588.
 """
 
+import json
 import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from .. import fitted
 from ..knobs import choice, number, text
 from ..patch import Refused, replaced, transformer_blocks
 
@@ -24,6 +28,7 @@ PAPER = ("Hunter et al., Fast Sampling Through The Reuse Of Attention Maps", "ht
 ROLE = "patch"
 
 STANDARD = ("AttnProcessor2_0", "AttnProcessor")  # the processors whose arithmetic this file repeats
+SEARCHED = "phast"  # the name of whatever schedule was searched for a model's weights
 FILL = 0.8  # of the free memory that kept maps may take; the rest is for activations
 
 
@@ -36,8 +41,9 @@ class Knobs:
                        "Which attentions reuse. Self-attention saves most, and takes most memory.")
     keep: str = choice("map", {"map": "Map (the paper)", "output": "Output (pyramid attention broadcast)"},
                        "What is kept. A map is applied to new values; a kept output skips the attention as a whole.")
-    schedule: str = text("", "Instead of a share, one digit a step: 1 computes, 0 reuses, such as 1110100 for 7 steps.",
-                         tinker=True)
+    schedule: str = text("", "Which steps reuse, if not the last ones: phast takes the schedule that `python -m fastviz "
+                         "search reuse` found for this share (our reconstruction of the paper's PHAST); or one digit a "
+                         "step, 1 computes, 0 reuses, such as 1110100 for 7 steps.", tinker=True)
 
 
 NEUTRAL = Knobs(share=0.0)
@@ -45,8 +51,9 @@ NEUTRAL = Knobs(share=0.0)
 
 def check(knobs):
     """ValueError with a sentence when the schedule cannot be read."""
-    if knobs.schedule and (set(knobs.schedule) - set("01") or knobs.schedule[0] != "1"):
-        raise ValueError("the schedule must be ones and zeros and begin with 1: the first step has nothing to reuse.")
+    if knobs.schedule not in ("", SEARCHED) and (set(knobs.schedule) - set("01") or knobs.schedule[0] != "1"):
+        raise ValueError(f"the schedule must be {SEARCHED}, or ones and zeros that begin with 1: the first step has "
+                         "nothing to reuse.")
 
 
 # The schedule, section 3 of the paper
@@ -57,15 +64,50 @@ def hurry(steps, k):
     return (1,) * (steps - k) + (0,) * k
 
 
-def gamma_of(knobs, steps):
-    """The schedule for a run of `steps` steps. Refused when one was written for another number of steps."""
+def gamma_of(knobs, steps, pipe=None):
+    """The schedule for a run of `steps` steps of `pipe`. Refused when one was written for another number of steps, or
+    when the searched one is not there."""
     check(knobs)
-    if not knobs.schedule:
-        return hurry(steps, round(knobs.share * steps))
+    late = hurry(steps, round(knobs.share * steps))
+    if not knobs.schedule or (knobs.schedule == SEARCHED and all(late)):
+        return late
+    if knobs.schedule == SEARCHED:
+        return searched(fitted.folder(pipe), steps, late.count(0), knobs.maps, knobs.keep)
     if len(knobs.schedule) != steps:
         raise Refused(f"The schedule has {len(knobs.schedule)} digits and the run {steps} steps: "
                       "write one digit for each step.")
     return tuple(map(int, knobs.schedule))
+
+
+def schedule_file(folder, steps, k, maps, keep):
+    """Where the searched schedule for the model in `folder` lies: beside it."""
+    return folder.parent / "reuse" / f"{steps}-{k}-{maps}-{keep}.json"
+
+
+def searched(folder, steps, k, maps, keep):
+    """The schedule that a search found for the weights in `folder`. Refused, with the command that makes one, when there
+    is none or it was searched for other weights."""
+    if folder is None:
+        raise Refused("Searched schedules lie beside a model's files, and this model has none: write one as ones and "
+                      "zeros.")
+    path = schedule_file(folder, steps, k, maps, keep)
+    name = path.relative_to(folder.parents[1]).as_posix()
+    command = (f"`python -m fastviz search reuse --model {folder.parent.name} --steps {steps} --reuse {k} "
+               f"--maps {maps} --keep {keep}`")
+    if not path.is_file():
+        raise Refused(f"There is no searched schedule {name}: make it with {command}.")
+    try:
+        told = json.loads(path.read_text())
+        schedule, weights = told["schedule"], told["weights"]
+        gamma = tuple(map(int, schedule))
+    except (ValueError, KeyError, TypeError):
+        gamma, weights = (), None
+    if len(gamma) != steps or gamma[0] != 1 or set(gamma) - {0, 1} or gamma.count(0) != k:
+        raise Refused(f"{name} holds no schedule of {steps} steps of which {k} reuse: delete it and make it with "
+                      f"{command}.")
+    if weights != fitted.weights(folder):
+        raise Refused(f"{name} was searched for other weights: make it anew with {command}.")
+    return gamma
 
 
 def sources(gamma):
@@ -82,7 +124,10 @@ def stored(gamma):
 
 
 def kinds(knobs, steps):
-    """One label per step, equal labels for equal work."""
+    """One label per step, equal labels for equal work. What a search found is known only with the model: no two steps
+    count as equal then."""
+    if knobs.schedule == SEARCHED:
+        return tuple(range(steps))
     gamma = gamma_of(knobs, steps)
     return tuple("store" if store else "compute" if now else "reuse" for now, store in zip(gamma, stored(gamma)))
 
@@ -111,15 +156,18 @@ def queries_and_keys(attn, q, k):
     return q * q.shape[-1] ** -0.5, k
 
 
-def attention_map(attn, x, context=None, mask=None):
-    """softmax(Q K^T / sqrt(d)): (B, heads, N, M)."""
+def attention_map(attn, x, context=None, mask=None, out=None):
+    """softmax(Q K^T / sqrt(d)): (B, heads, N, M), written over `out` where that has this shape. No gradients."""
+    import torch
+
     x, context = inputs(attn, x, context)
     q, k = queries_and_keys(attn, attn.to_q(x), attn.to_k(context))
-    scores = q @ k.transpose(2, 3)
-    if mask is not None:
-        mask = attn.prepare_attention_mask(mask, context.shape[1], len(x))
-        scores = scores + mask.unflatten(0, (len(x), attn.heads))
-    return scores.softmax(-1)
+    shape = (*q.shape[:3], k.shape[2])
+    out = out if out is not None and out.shape == shape else q.new_empty(shape)
+    flat = out.flatten(0, 1)  # the same memory
+    added = flat if mask is None else attn.prepare_attention_mask(mask, context.shape[1], len(x))
+    torch.baddbmm(added, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), beta=int(mask is not None), out=flat)
+    return torch.softmax(out, -1, out=out)  # in place: maps are what takes memory here
 
 
 def apply_map(attn, weights, x, context=None):
@@ -167,7 +215,8 @@ class Ledger:
 
 class MapReuse:
     """Modifications of one attention's processor:
-     - on steps that compute: none, `before` is called; before a run of reusing steps the map is kept
+     - on steps that compute: none, `before` is called
+     - on the last one before a run of reusing steps: the map is made and kept, and the output is made from it
      - on steps that reuse: the kept map is applied to new values
     """
 
@@ -180,21 +229,19 @@ class MapReuse:
         if not self.gamma[step]:
             self.context.acted[KEY].add((self.name, step))
             return self.again(attn, hidden_states, encoder_hidden_states)
-        if step == 0:
+        if self.name not in self.ledger.sizes:
             self.ledger.enter(self.name, self.size(attn, hidden_states, encoder_hidden_states))
-        output = self.before(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **others)
-        if self.stores[step]:
-            self.kept = None  # frees the old map before the new one is made
-            self.kept = self.keep(attn, hidden_states, encoder_hidden_states, attention_mask, output)
-        return output
+        run = self.store if self.stores[step] else self.before
+        return run(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **others)
 
     def size(self, attn, x, context):
         """Bytes of what this layer keeps."""
         keys = x if context is None else context
         return len(x) * attn.heads * x.shape[1] * keys.shape[1] * x.element_size()
 
-    def keep(self, attn, x, context, mask, output):
-        return attention_map(attn, x, context, mask)
+    def store(self, attn, x, context=None, mask=None, temb=None, **others):
+        self.kept = attention_map(attn, x, context, mask, out=self.kept)
+        return apply_map(attn, self.kept, x, context)
 
     def again(self, attn, x, context):
         return apply_map(attn, self.kept, x, context)
@@ -209,16 +256,17 @@ class OutputReuse(MapReuse):
     def size(self, attn, x, context):
         return x.numel() * x.element_size()
 
-    def keep(self, attn, x, context, mask, output):
-        return output
+    def store(self, attn, *args, **others):
+        self.kept = self.before(attn, *args, **others)
+        return self.kept
 
     def again(self, attn, x, context):
         return self.kept
 
 
 class Recording:
-    """Adds to either kind, for a traced run: the age in steps of what was used (0: computed) at every step and layer
-    and, where it was used again, its staleness |A_i - A_j| / |A_i| (Frobenius) against what was not computed."""
+    """Adds to any kind, for a traced run: the age in steps of what was used (0: computed) at every step and layer and,
+    where it was used again, its staleness |A_i - A_j| / |A_i| (Frobenius) against what was not computed."""
 
     def __call__(self, attn, *args, **others):
         step, trace = self.context.step, self.context.trace
@@ -226,8 +274,11 @@ class Recording:
         trace.add("attention_reuse.age", step, self.name, np.int16(step - sources(self.gamma)[step]))
         if not self.gamma[step]:
             fresh = self.fresh(attn, *args, **others).float()
-            trace.add("attention_reuse.staleness", step, self.name, (fresh - self.kept).norm() / fresh.norm())
+            trace.add("attention_reuse.staleness", step, self.name, (fresh - self.stale()).norm() / fresh.norm())
         return output
+
+    def stale(self):
+        return self.kept
 
 
 class RecordedMapReuse(Recording, MapReuse):
@@ -240,8 +291,27 @@ class RecordedOutputReuse(Recording, OutputReuse):
         return self.before(attn, *args, **others)
 
 
-PROCESSORS = {("map", False): MapReuse, ("output", False): OutputReuse,
-              ("map", True): RecordedMapReuse, ("output", True): RecordedOutputReuse}
+class RecordedCrossReuse(RecordedOutputReuse):
+    """Cross-attention whose output is kept in place of its map: the map is kept as well, to tell its staleness."""
+
+    def store(self, attn, *args, **others):
+        self.map = self.fresh(attn, *args, **others)
+        return super().store(attn, *args, **others)
+
+    def stale(self):
+        return self.map
+
+    fresh = RecordedMapReuse.fresh
+
+
+def processor(attn, knobs, traced):
+    """The class that reuses for one attention. A cross-attention that adds its input to its output keeps its map after
+    all, because its output is not the same at every step."""
+    if knobs.keep == "output":
+        return RecordedOutputReuse if traced else OutputReuse
+    if attn.is_cross_attention and not attn.residual_connection:
+        return RecordedCrossReuse if traced else OutputReuse
+    return RecordedMapReuse if traced else MapReuse
 
 
 def attentions(unet, grid, maps):
@@ -257,9 +327,9 @@ def attach(pipe, knobs, context):
     """Modifications:
      - processor of every attention that `knobs.maps` names; none when no step reuses
      - context.frozen: the steps and parts that reuse, for as long as it is attached
-    Refused when the schedule does not fit the run, the attention is not diffusers' standard one, or (during the first
-    step) when what is to be kept does not fit into memory."""
-    gamma = gamma_of(knobs, context.steps)
+    Refused when the schedule does not fit the run or the model, the attention is not diffusers' standard one, or (during
+    the first step) when what is to be kept does not fit into memory."""
+    gamma = gamma_of(knobs, context.steps, pipe)
     layers = attentions(pipe.unet, context.grid, knobs.maps) if not all(gamma) else []
     for name, attn, _ in layers:
         if type(attn.processor).__name__ not in STANDARD:
@@ -267,10 +337,10 @@ def attach(pipe, knobs, context):
                           "standard attention: remove what replaced it first.")
     frozen = {(step, part) for _, _, part in layers for step, computed in enumerate(gamma) if not computed}
     ledger = Ledger(context, FILL * free_bytes(pipe.unet.device))
-    kind = PROCESSORS[knobs.keep, context.trace is not None]
     with ExitStack() as exits:
         exits.callback(context.frozen.difference_update, frozen - context.frozen)
         context.frozen |= frozen
         for name, attn, _ in layers:
+            kind = processor(attn, knobs, context.trace is not None)
             exits.enter_context(replaced(attn, processor=kind(attn.processor, name, gamma, context, ledger)))
         yield pipe

@@ -1,0 +1,27 @@
+"""What was fitted to one set of weights: where its files lie, and how the weights are told apart."""
+
+import functools
+import hashlib
+from pathlib import Path
+
+
+def folder(pipe):
+    """The folder that a pipeline was loaded from, or None."""
+    name = getattr(pipe, "name_or_path", None)
+    return Path(name) if name and Path(name).is_dir() else None
+
+
+def weights(folder):
+    """The sha256 of a model's weights: of the names and sha256 of all safetensors files below its folder."""
+    lines = []
+    for path in sorted(Path(folder).rglob("*.safetensors")):
+        told = path.stat()
+        lines.append(f"{path.relative_to(folder).as_posix()} {sha256(path, told.st_size, told.st_mtime_ns)}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@functools.cache
+def sha256(path, size, changed):
+    """Of a file, read once for as long as neither its size nor its time of change does."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Schedules that are searched on a model, and the experiments behind them. Not imported by the app."""
