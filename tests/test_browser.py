@@ -46,7 +46,7 @@ class Visit:
         self.page.on("request", lambda asked: asked.url.startswith((server.address, "data:", "blob:")) or self.complaints.append(asked.url))
         self.page.goto(f"{server.address}/{query}")
         self.wait("idle", "restored", "refused")
-        self.page.get_by_text("a big owl under the night sky").wait_for()
+        self.page.get_by_text("an owl at night").wait_for()
 
     def wait(self, *states):
         self.page.wait_for_function("states => states.includes(document.body.dataset.state)", arg=list(states), timeout=PATIENCE)
@@ -166,10 +166,10 @@ def test_one_click_on_an_example_runs_and_stop_ends_it(visit):
     tab = visit()
     tab.number("steps", 100)
     tab.methods("tome")
-    tab.page.get_by_text("a big owl under the night sky").click()
+    tab.page.get_by_text("an owl at night").click()
     tab.wait("running")
     tab.page.wait_for_function("document.querySelector('#status b').textContent.includes('step')", timeout=PATIENCE)
-    assert tab.prompt.input_value() == "a big owl under the night sky" and tab.page.locator("#run").is_disabled()
+    assert tab.prompt.input_value() == "an owl at night" and tab.page.locator("#run").is_disabled()
     tab.page.locator("#stop").click()
     tab.wait("stopped")
     assert "Stopped" in tab.words and tab.page.locator("#run").is_enabled()

@@ -10,8 +10,7 @@ from ..request import PROMPT_LENGTH, BadRequest, Request
 from .ask import CHOSEN, Ask
 from .job import GONE, LOST, Job
 
-EXAMPLES = ("a cat and a pizza on the beach", "a dog to the left of a rocket in the snow", "a big owl under the night sky",
-            "a turtle above a cake in the forest")
+EXAMPLES = ("a big lemon in the ocean", "an owl at night", "a panda under the sea", "a cactus and a donut in a meadow")
 PRIVATE = dict(api_visibility="private", show_progress="hidden")
 PIPELINE = dict(concurrency_id="pipeline", concurrency_limit=1)
 IDLE = {"state": "idle", "sentence": "", "share": None, "left": "", "row": None}
