@@ -216,7 +216,8 @@ def main(argv=None):
     print(f"compare(), wall time over pipeline time: {found['overhead']:.3f}")
     if not args.no_page:
         found["page"] = page.times(request)
-        print("page: served after {served:.1f} s, first picture {first_picture:.1f} s later".format(**found["page"]))
+        print("page: served after {served:.1f} s; a picture {first_picture:.1f} s after Run when that is pressed at once, "
+              "{next_picture:.1f} s when the model is loaded".format(**found["page"]))
     print(json.dumps(found, allow_nan=False))
 
 

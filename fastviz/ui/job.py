@@ -12,7 +12,7 @@ from ..store import archive, query, recipe
 from .board import shown, span, waiting, where
 
 log = logging.getLogger(__name__)
-TICK = 0.4  # seconds between two looks at the progress: more often would take time from what is being timed
+TICK = 0.6  # seconds between two looks at the progress: more often would take time from what is being timed
 ENDED = {"finished": "Done.", "stopped": "Stopped. What was finished stays."}
 LOST = threading.Event()  # set when the device stopped answering: this process can compute nothing any more
 GONE = "The device stopped answering. The server ends now: it has to be started again."
@@ -29,7 +29,7 @@ class Job:
         self.request, self.recipe, self.query = request, recipe(request), query(request)
         self.views = [waiting(i, stack) for i, stack in enumerate(request.methods)]
         self.rows, self.progress, self.environment = {}, None, {}
-        self.state, self.sentence, self.told = "running", "Loading the model", False
+        self.state, self.sentence, self.told, self.fresh = "running", "Loading the model", False, True
         self.stop, self.changed = threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self.work, name="comparison", daemon=True)
 
@@ -62,13 +62,16 @@ class Job:
     def take(self, row):
         self.rows[row.index] = row
         self.views[row.index] = shown(row, self.recipe, self.views[row.index])
+        self.fresh = True
         self.changed.set()
 
     def changes(self):
-        """Starts the work and yields whenever there is something new to show, at most once a tick, until it has ended."""
+        """Starts the work and yields whenever there is something new to show, at most once a tick, until it has ended:
+        whether the rows are new, or only the progress line."""
         self.thread.start()
         while self.thread.is_alive():
-            yield
+            fresh, self.fresh = self.fresh, False
+            yield fresh
             self.changed.wait(5)
             self.changed.clear()
             self.thread.join(TICK)

@@ -108,8 +108,10 @@ class Page:
             return
         self.jobs[request.session_hash] = job = Job(wanted)
         try:
-            for _ in job.changes():
-                yield job.status(), job.board(), gr.Button(interactive=False), gr.Button(interactive=True), gr.skip()
+            busy = gr.Button(interactive=False), gr.Button(interactive=True)
+            for fresh in job.changes():  # what is new travels, and only that: all else would slow what is being timed
+                yield job.status(), job.board() if fresh else gr.skip(), *busy, gr.skip()
+                busy = gr.skip(), gr.skip()
             yield self.outcome(job)
             job.told = True
         finally:
