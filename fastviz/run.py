@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from . import lens
 from .methods import attached
 from .patch import Refused, replaced
 from .trace import Context, Trace
@@ -177,7 +178,7 @@ def sample(pipe, request, stack, steps, on_step, stop, trace):
     pipe = copy.copy(pipe)  # a call leaves its arguments on the pipeline object: let it leave them on a copy
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     with replaced(pipe, scheduler=scheduler, _progress_bar_config={"disable": True}), \
-            attached(pipe, stack, context) as ready:
+            lens.attach(pipe, request, context), attached(pipe, stack, context) as ready:
         memory, clock = Peak(ready.device), Clock(ready.device)
         latents, image = timed(ready, request, start, clock, context, on_step, stop)
         text, *times, decode = clock.spans()

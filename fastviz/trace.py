@@ -51,6 +51,8 @@ class Context:
     frozen: (step, part) pairs, part "self" or "cross", at which stored attention is used again. A method that draws or
         chooses tokens must then keep its last assignment: a stored map belongs to the tokens that it was made with.
     pruned: names of transformer blocks that see only some of their grid's tokens at this step.
+    seen: in a traced run, block name -> which of the tokens that its attentions see stands for each place of its grid,
+        (h w,) integers, -1 for none; where it is missing, the tokens are the grid's.
     acted: method key -> set of (layer name, step) at which the method changed something.
     kept_bytes: method key -> bytes that the method keeps from step to step.
     trace: where to record, or None in a timed run.
@@ -62,6 +64,7 @@ class Context:
     step: int = 0
     frozen: set = field(default_factory=set)
     pruned: set = field(default_factory=set)
+    seen: dict = field(default_factory=dict)
     acted: dict = field(default_factory=lambda: defaultdict(set))
     kept_bytes: dict = field(default_factory=dict)
     trace: Trace | None = None

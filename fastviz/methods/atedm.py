@@ -303,6 +303,20 @@ class RecordedPruning(Pruning):
     place of the one that stands for each (its own if it was kept, -1 where none does), tokens in and out and, where
     some were left out, the importance that decided, 1 on average; of the conditional half of the batch."""
 
+    def begin(self, x):
+        for name in self.names:
+            self.context.seen.pop(name, None)
+        super().begin(x)
+
+    def prune(self, x, kept, slot):
+        import torch
+
+        x, kept = super().prune(x, kept, slot), self.kept[-1]
+        seen = kept.new_full((self.size[0] * self.size[1],), -1)
+        seen[kept] = torch.arange(len(kept), device=kept.device)
+        self.context.seen.update(dict.fromkeys(self.names, seen))
+        return x
+
     def recover(self, y):
         add, step, tokens = self.context.trace.add, self.context.step, self.size[0] * self.size[1]
         kept = np.arange(tokens) if self.kept is None else self.kept[-1].cpu().numpy()

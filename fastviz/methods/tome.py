@@ -216,6 +216,9 @@ class RecordedMerging(Merging):
     def prepare(self, x):
         super().prepare(x)
         add, step = self.context.trace.add, self.context.step
+        self.context.seen.pop(self.name, None)
+        if self.merged:
+            self.context.seen[self.name] = self.slot[-1]
         add("tome.labels", step, self.name, self.slot[-1].view(self.size).int())
         add("tome.destinations", step, self.name, self.dst.int())
         add("tome.tokens", step, self.name, np.array([x.shape[1], x.shape[1] - self.merged], np.int32))

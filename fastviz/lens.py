@@ -1,0 +1,129 @@
+"""What a traced run records of any model, whatever method is attached: attention maps, and what each step aims at.
+
+Channels, by (step, layer); maps are means over the heads of the half that sees the prompt:
+ - attention.cross, at attn2: (T, h, w) float16, the share of each place's attention that goes to prompt token 1 .. T,
+   pooled to at most 32 x 32 places
+ - attention.self, at attn1, at some steps: (hq, wq, hk, wk) uint8, pooled to at most 16 x 16 queries and keys;
+   round(255 sqrt(p / max p)) of each query's shares p
+ - estimate, at layer "": (C, H, W) float16, the picture's latents as the network estimates them at this step
+Where a method merged or left out tokens, maps are put back onto the grid: a group's share is divided among its members,
+and what was left out has none. Where a method reuses a map, what is recorded is the map that it did without.
+"""
+
+import math
+from contextlib import ExitStack, contextmanager
+
+import torch
+import torch.nn.functional as F
+
+from .methods.attention_reuse import inputs, queries_and_keys
+from .patch import replaced, transformer_blocks
+
+SIDE, WORDS = 16, 32  # places per side that self- and cross-attention are pooled to, at most
+MOMENTS = 25  # steps at which self-attention is kept, at most
+
+
+def shares(attn, x, text=None):
+    """The attention map's mean over heads, (N, M), from what one picture's attention reads: (1, N, C) and (1, M, D)."""
+    made = [type(layer).forward(layer, y)  # past what methods put around it: a second call is not for their eyes
+            for layer, y in zip((attn.to_q, attn.to_k), inputs(attn, x, text))]
+    q, k = (each[0].float() for each in queries_and_keys(attn, *made))
+    found = q.new_zeros(q.shape[1], k.shape[1])
+    for query, key in zip(q, k):  # one head at a time: maps of 4096 tokens are large
+        found += torch.softmax(query @ key.T, -1)
+    return found / len(q)
+
+
+def on_grid(rows, size, seen):
+    """Rows of (N, ...) for the places of the grid, (h w, ...), 0 where nothing was seen. None where that is not known."""
+    if rows.shape[0] == size[0] * size[1] and seen is None:
+        return rows
+    if seen is None or rows.shape[0] != int(seen.max()) + 1:
+        return None
+    return rows[seen.clamp(min=0)] * (seen >= 0).view(-1, *[1] * (rows.ndim - 1))
+
+
+def spread(columns, size, seen):
+    """(Q, N) -> (Q, h w): a merged token's share is divided among the places that it stands for."""
+    if seen is None:
+        return columns
+    members = torch.bincount(seen[seen >= 0], minlength=columns.shape[1]).clamp(min=1)
+    return on_grid((columns / members).T, size, seen).T
+
+
+def pooled(maps, side):
+    """(K, h, w) -> (K, h', w'), means, both sides at most `side`."""
+    return F.adaptive_avg_pool2d(maps, tuple(min(each, side) for each in maps.shape[1:]))
+
+
+def self_shares(attn, x, size, seen):
+    """(hq, wq, hk, wk) uint8, or None where the tokens' places are not known."""
+    whole = on_grid(shares(attn, x), size, seen)
+    if whole is None:
+        return None
+    queries = pooled(spread(whole, size, seen).T.unflatten(1, size), SIDE)  # (h w keys, hq, wq)
+    both = pooled(queries.flatten(1).T.unflatten(1, size), SIDE)  # (hq wq, hk, wk)
+    most = both.amax((1, 2), keepdim=True).clamp(min=1e-12)
+    return (255 * (both / most).sqrt()).round().byte().unflatten(0, queries.shape[1:])
+
+
+class Watching:
+    """One block's attentions. tokens: how many tokens the prompt has, without those of start and end."""
+
+    def __init__(self, name, size, context, tokens):
+        self.name, self.size, self.context, self.tokens = name, size, context, tokens
+        self.moments = set(range(0, context.steps, math.ceil(context.steps / MOMENTS)))
+
+    def part(self, attn, name, forward):
+        def watched(hidden_states, encoder_hidden_states=None, *args, **kwargs):
+            text = None if encoder_hidden_states is None else encoder_hidden_states[-1:]
+            self.record(attn, name, hidden_states[-1:], text)
+            return forward(hidden_states, encoder_hidden_states, *args, **kwargs)
+        return watched
+
+    def record(self, attn, name, x, text):
+        step, seen = self.context.step, self.context.seen.get(self.name)
+        whole = x.shape[1] == self.size[0] * self.size[1]  # a method may merge for one attention and not for the other
+        seen = None if whole else seen
+        if text is not None:
+            maps = on_grid(shares(attn, x, text)[:, 1:self.tokens + 1], self.size, seen)
+            if maps is not None:
+                self.context.trace.add("attention.cross", step, f"{self.name}.{name}",
+                                       pooled(maps.T.unflatten(1, self.size), WORDS).half())
+        elif step in self.moments:
+            found = self_shares(attn, x, self.size, seen)
+            if found is not None:
+                self.context.trace.add("attention.self", step, f"{self.name}.{name}", found)
+
+
+def estimating(unet, forward, guidance, scheduler, context):
+    """unet.forward that also records the estimate of the finished latents. Only for networks that predict epsilon or v."""
+    def estimated(sample, timestep, *args, **kwargs):
+        answer = forward(sample, timestep, *args, **kwargs)
+        output, alpha = answer[0].float(), float(scheduler.alphas_cumprod[int(timestep)])
+        if len(output) == 2:
+            output = output[:1] + guidance * (output[1:] - output[:1])
+        x, signal, noise = sample[-1:].float(), alpha ** 0.5, (1 - alpha) ** 0.5
+        found = signal * x - noise * output if scheduler.config.prediction_type == "v_prediction" else (x - noise * output) / signal
+        context.trace.add("estimate", context.step, "", found[0].half())
+        return answer
+    return estimated
+
+
+@contextmanager
+def attach(pipe, request, context):
+    """Modifications, in a traced run; none otherwise:
+     - forward of the U-Net and of every attention: they record, and do what they did
+    To be attached before any method, so that it sees the tokens that a method hands to the attention.
+    """
+    with ExitStack() as exits:
+        if context.trace is not None:
+            tokens = len(pipe.tokenizer(request.prompt, truncation=True).input_ids) - 2
+            for name, block, size in transformer_blocks(pipe.unet, context.grid):
+                watching = Watching(name, size, context, tokens)
+                for part in ("attn1", "attn2"):
+                    if (attn := getattr(block, part)) is not None:
+                        exits.enter_context(replaced(attn, forward=watching.part(attn, part, attn.forward)))
+            exits.enter_context(replaced(pipe.unet, forward=estimating(
+                pipe.unet, pipe.unet.forward, request.guidance, pipe.scheduler, context)))
+        yield pipe
