@@ -31,13 +31,15 @@ class Trace:
         np.savez_compressed(path, **entries)
 
 
-def load(path):
-    """Reads a Trace that `save` wrote."""
+def load(path, block=None):
+    """Reads a Trace that `save` wrote; with the name of a block, only what its own layers and the transformer that it
+    belongs to recorded."""
     trace = Trace(budget=float("inf"))  # it was within a budget when it was made
     with np.load(path, allow_pickle=False) as file:
         for key in file.files:
             channel, step, layer = key.split("|", 2)
-            trace.add(channel, int(step), layer, file[key])
+            if block is None or f"{layer}.".startswith(f"{block}.") or layer and block.startswith(f"{layer}."):
+                trace.add(channel, int(step), layer, file[key])
     return trace
 
 

@@ -1,4 +1,4 @@
-"""One comparison under way: a thread that works, and what the page shows of it at any moment."""
+"""Work under way: a thread, and what the page shows of it at any moment. A comparison is one kind of work."""
 
 import errno
 import logging
@@ -18,30 +18,23 @@ LOST = threading.Event()  # set when the device stopped answering: this process 
 GONE = "The device stopped answering. The server ends now: it has to be started again."
 
 
-class Job:
-    """A request's comparison in a thread of its own, so that it can be watched and stopped while it computes.
+class Work:
+    """Something under way in a thread of its own, so that it can be watched and stopped while it computes.
 
-    state: "running", then "finished", "stopped" or "failed"; rows: the last Row per index; told: whether the page
-    shows the end.
+    state: "running", then "finished", "stopped" or "failed"; told: whether the page shows the end.
     """
 
-    def __init__(self, request):
-        self.request, self.recipe, self.query = request, recipe(request), query(request)
-        self.views = [waiting(i, stack) for i, stack in enumerate(request.methods)]
-        self.rows, self.progress, self.environment = {}, None, {}
+    def __init__(self, name):
         self.state, self.sentence, self.told, self.fresh = "running", "Loading the model", False, True
         self.stop, self.changed = threading.Event(), threading.Event()
-        self.thread = threading.Thread(target=self.work, name="comparison", daemon=True)
+        self.thread = threading.Thread(target=self.work, name=name, daemon=True)
 
     def work(self):
-        from ..compare import compare, environment  # torch and diffusers: the page must not wait for them
-        from ..run import Lost, Stopped
+        from ..run import Lost, Stopped  # torch and diffusers: the page must not wait for them
 
         state, sentence = "finished", ""
         try:
-            self.environment = environment(load(self.request.model))
-            for row in compare(self.request, on_progress=self.watch, stop=self.stop.is_set):
-                self.take(row)
+            self.compute()
         except Stopped:
             state = "stopped"
         except Lost:
@@ -50,10 +43,44 @@ class Job:
         except BadModel as error:
             state, sentence = "failed", str(error)
         except Exception:
-            log.exception("A comparison failed.")
-            state, sentence = "failed", "The comparison could not be finished: the server's log says why."
+            log.exception("Work for the page failed: %s.", self.thread.name)
+            state, sentence = "failed", f"The {self.thread.name} could not be finished: the server's log says why."
         self.state, self.sentence = state, sentence or ENDED[state]
         self.changed.set()
+
+    def changes(self):
+        """Starts the work and yields whenever there is something new to show, at most once a tick, until it has ended:
+        whether there is more than a new progress line."""
+        self.thread.start()
+        while self.thread.is_alive():
+            fresh, self.fresh = self.fresh, False
+            yield fresh
+            self.changed.wait(5)
+            self.changed.clear()
+            self.thread.join(TICK)
+
+    def end(self):
+        """Stops the work within one step and waits for it, so that the next one finds the pipeline clean."""
+        self.stop.set()
+        if self.thread.ident:
+            self.thread.join()
+
+
+class Job(Work):
+    """A request's comparison. rows: the last Row per index; views: what the page shows of each."""
+
+    def __init__(self, request):
+        super().__init__("comparison")
+        self.request, self.recipe, self.query = request, recipe(request), query(request)
+        self.views = [waiting(i, stack) for i, stack in enumerate(request.methods)]
+        self.rows, self.progress, self.environment = {}, None, {}
+
+    def compute(self):
+        from ..compare import compare, environment
+
+        self.environment = environment(load(self.request.model))
+        for row in compare(self.request, on_progress=self.watch, stop=self.stop.is_set):
+            self.take(row)
 
     def watch(self, progress):
         self.progress, self.sentence = progress, where(progress)
@@ -64,23 +91,6 @@ class Job:
         self.views[row.index] = shown(row, self.recipe, self.views[row.index])
         self.fresh = True
         self.changed.set()
-
-    def changes(self):
-        """Starts the work and yields whenever there is something new to show, at most once a tick, until it has ended:
-        whether the rows are new, or only the progress line."""
-        self.thread.start()
-        while self.thread.is_alive():
-            fresh, self.fresh = self.fresh, False
-            yield fresh
-            self.changed.wait(5)
-            self.changed.clear()
-            self.thread.join(TICK)
-
-    def end(self):
-        """Stops the work within one step and waits for it, so that the next job finds the pipeline clean."""
-        self.stop.set()
-        if self.thread.ident:
-            self.thread.join()
 
     def status(self):
         """The progress line."""

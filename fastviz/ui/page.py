@@ -8,11 +8,14 @@ from .. import store
 from ..models import MODELS, prompt_cut, unknown_words
 from ..request import PROMPT_LENGTH, BadRequest, Request
 from .ask import CHOSEN, Ask
+from .inside import Inside
 from .job import GONE, LOST, Job
 
 EXAMPLES = ("a big lemon in the ocean", "an owl at night", "a panda under the sea", "a cactus and a donut in a meadow")
 PRIVATE = dict(api_visibility="private", show_progress="hidden")
 PIPELINE = dict(concurrency_id="pipeline", concurrency_limit=1)
+FREE = gr.Button(interactive=True), gr.Button(interactive=False)  # Run and Stop
+BUSY = gr.Button(interactive=False), gr.Button(interactive=True)
 IDLE = {"state": "idle", "sentence": "", "share": None, "left": "", "row": None}
 DRAW = "const draw = () => fastviz.%s(element, props.value, trigger, props); watch('value', draw); draw();"
 
@@ -24,10 +27,11 @@ def view(name, value=None, **options):
 
 
 class Page:
-    """One page's parts, jobs and handlers. jobs: the last job of every open tab, by its session."""
+    """One page's parts, jobs and handlers. jobs: the last comparison of every open tab, by its session; looks: the look
+    inside that comparison, where there was one."""
 
     def __init__(self, profile):
-        self.profile, self.ask, self.jobs = profile, Ask(profile), {}
+        self.profile, self.ask, self.jobs, self.looks = profile, Ask(profile), {}, {}
         with gr.Blocks(title="fastviz", analytics_enabled=False, fill_width=True) as self.blocks:
             self.header()
             with gr.Row(elem_id="page", equal_height=False):
@@ -68,25 +72,39 @@ class Page:
             self.download = gr.DownloadButton("Download all (zip)", interactive=False, elem_id="download", size="sm")
             self.link = gr.Button("Copy link", elem_id="link", size="sm")
             self.drop = view("drop", None)
-        self.board = view("board", None)
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Pictures", id="pictures"):
+                self.board = view("board", None)
+            with gr.Tab("Inside", id="inside"):
+                self.inside = view("inside", None)
+                self.look = gr.Button("Look inside", elem_id="look", interactive=False)
+                self.wanted, self.overlay = view("wanted", None), view("overlay", None)
+                with gr.Row(elem_id="records"):
+                    self.animate = gr.Button("Make an animation", elem_id="animate", size="sm")
+                    self.records = gr.Files(label="Records and animations to download", interactive=False, elem_id="files")
 
     # What happens
 
     def wire(self):
         controls, start = list(self.ask.controls.values()), [self.run.click, self.ask.controls["prompt"].submit]
-        shown = [self.status, self.board, self.run, self.stop, self.download]
+        shown = [self.status, self.board, self.run, self.stop, self.download, self.inside, self.look]
         options = dict(inputs=controls, outputs=shown, preprocess=False, show_progress="minimal",
                        show_progress_on=self.status, api_visibility="private", **PIPELINE)
         gr.on(start, fn=None, js="() => fastviz.begin()", outputs=[self.status, self.stop], **PRIVATE)
+        self.look.click(fn=None, js="() => fastviz.begin()", outputs=[self.status, self.stop], **PRIVATE)
         picked = self.examples.click(
             lambda sample: (sample[0], {**IDLE, "state": "waiting"}, gr.Button(interactive=True)),
             self.examples, [self.ask.controls["prompt"], self.status, self.stop], queue=False, **PRIVATE)
         runs = [gr.on(start, self.compare, api_name="run", **options),
                 picked.then(self.compare, api_name="run_example", **options)]
-        for event in runs:
+        looks = self.look.click(self.look_inside, None, [*shown, self.records], show_progress="minimal", show_progress_on=self.status,
+                                api_visibility="private", **PIPELINE)
+        self.wanted.submit(self.overlays, self.wanted, self.overlay, preprocess=False, queue=False, **PRIVATE)
+        self.animate.click(self.animation, self.wanted, self.records, preprocess=False, concurrency_limit=1, **PRIVATE)
+        for event in (*runs, looks):
             event.failure(fn=None, js="() => fastviz.refused()", outputs=[self.status, self.run, self.stop], **PRIVATE)
         self.stop.click(fn=None, js="() => fastviz.stop()", **PRIVATE)
-        self.stop.click(self.stopped, None, shown, cancels=runs, queue=False, **PRIVATE)
+        self.stop.click(self.stopped, None, shown, cancels=[*runs, looks], queue=False, **PRIVATE)
         self.dice.click(fn=None, js="() => Math.floor(Math.random() * 2 ** 32)", outputs=self.ask.controls["seed"], **PRIVATE)
         self.link.click(fn=None, js="() => fastviz.copy_link()", **PRIVATE)
         spoken = [self.ask.controls[name] for name in ("model", "prompt")]
@@ -104,14 +122,15 @@ class Page:
             wanted = self.ask.request(values)
             able()
         except BadRequest as refusal:
-            yield refused(refusal), *[gr.skip()] * 4
+            yield refused(refusal), *[gr.skip()] * 6
             return
         self.jobs[request.session_hash] = job = Job(wanted)
+        self.looks.pop(request.session_hash, None)
         try:
-            busy = gr.Button(interactive=False), gr.Button(interactive=True)
+            rest = *BUSY, gr.skip(), None, gr.Button(interactive=False)
             for fresh in job.changes():  # what is new travels, and only that: all else would slow what is being timed
-                yield job.status(), job.board() if fresh else gr.skip(), *busy, gr.skip()
-                busy = gr.skip(), gr.skip()
+                yield job.status(), job.board() if fresh else gr.skip(), *rest
+                rest = [gr.skip()] * 5
             yield self.outcome(job)
             job.told = True
         finally:
@@ -122,23 +141,65 @@ class Page:
         path, fault = job.pack()
         status = job.status()
         status["sentence"] = f"{status['sentence']} {fault}".strip()
-        return (status, job.board(), gr.Button(interactive=True), gr.Button(interactive=False),
-                gr.DownloadButton(value=path, interactive=path is not None))
+        seen = any(row.image is not None for row in job.rows.values())
+        return (status, job.board(), *FREE, gr.DownloadButton(value=path, interactive=path is not None), gr.skip(),
+                gr.Button(interactive=seen))
+
+    def look_inside(self, request: gr.Request):
+        """Runs the rows of the last comparison once more, recording, and shows what was recorded as it comes."""
+        job = self.jobs.get(request.session_hash)
+        if job is None or job.state == "running" or LOST.is_set():
+            yield {**IDLE, "state": "failed", "sentence": GONE if LOST.is_set() else "Run a comparison first."}, *[gr.skip()] * 7
+            return
+        self.looks[request.session_hash] = look = Inside(job)
+        try:
+            rest = *BUSY, gr.skip()
+            for fresh in look.changes():
+                yield look.status(), gr.skip(), *rest, look.board() if fresh else gr.skip(), gr.skip(), gr.skip()
+                rest = [gr.skip()] * 3
+            yield *self.looked(look), list(map(str, look.traces.values()))
+            look.told = True
+        finally:
+            look.end()
+
+    def looked(self, look):
+        """Everything at the end of a look inside."""
+        return look.status(), gr.skip(), *FREE, gr.skip(), look.board(), gr.skip()
+
+    def overlays(self, wanted, request: gr.Request):
+        """What is laid over the pictures for the block, word or point that was chosen."""
+        look = self.looks.get(request.session_hash)
+        try:
+            return look.overlay(wanted) if look and look.state != "running" else gr.skip()
+        except BadRequest as refusal:
+            return {"key": None, "sentence": str(refusal), "rows": {}}
+
+    def animation(self, wanted, request: gr.Request):
+        """The overlays that are shown, over all steps, as an animated picture beside the records."""
+        look = self.looks.get(request.session_hash)
+        if look is None or look.state == "running":
+            return gr.skip()
+        try:
+            return [*map(str, look.traces.values()), *map(str, look.animations(wanted))]
+        except BadRequest as refusal:
+            gr.Warning(str(refusal))
+            return gr.skip()
 
     def stopped(self, request: gr.Request):
         """After a press on Stop: the work is ended, what is finished stays; or the place in the queue is given up."""
-        job = self.jobs.get(request.session_hash)
-        if job is None or job.told:
-            left = {**IDLE, "sentence": "You left the queue."}
-            return left, gr.skip(), gr.Button(interactive=True), gr.Button(interactive=False), gr.skip()
-        job.end()
-        job.told = True
-        return self.outcome(job)
+        job, look = self.jobs.get(request.session_hash), self.looks.get(request.session_hash)
+        work = job if look is None or look.told else look
+        if work is None or work.told:
+            return {**IDLE, "sentence": "You left the queue."}, gr.skip(), *FREE, *[gr.skip()] * 3
+        work.end()
+        work.told = True
+        return self.outcome(work) if work is job else self.looked(work)
 
     def leave(self, request: gr.Request):
         """A closed tab ends its work and takes its pictures with it."""
-        if job := self.jobs.pop(request.session_hash, None):
-            job.end()
+        for work in (self.jobs.pop(request.session_hash, None), self.looks.pop(request.session_hash, None)):
+            if work:
+                work.end()
 
     def notices(self, model, prompt):
         """What the model will not understand, told before the run."""

@@ -1,0 +1,186 @@
+"""What happened inside the rows of a comparison: traced runs, made when they are asked for, and overlays drawn from them."""
+
+import base64
+import io
+import logging
+import math
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from .. import models
+from ..request import BadRequest
+from ..trace import Trace
+from ..trace import load as load_trace
+from .board import png
+from .job import Work
+
+log = logging.getLogger(__name__)
+COLUMNS = 10  # of a sheet of frames
+TOGETHER = 8  # estimates decoded at once
+SKIPPED = "skipped"
+
+
+def block_label(name, size):
+    """`down_blocks.0.attentions.1.transformer_blocks.0` -> `Down 1, 32 x 32, transformer 2, layer 1`."""
+    stage, numbers = name.partition("_block")[0].capitalize(), [int(number) + 1 for number in re.findall(r"[.](\d+)", name)]
+    *where, transformer, layer = numbers
+    place = " ".join([stage, *map(str, where)])
+    return f"{place}, {size[0]} x {size[1]}, transformer {transformer}, layer {layer}"
+
+
+def webp(image):
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=80, method=2)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def words_of(model, prompt):
+    """[(position among the prompt's tokens, text)] of what the model read, punctuation left out."""
+    tokens = models.tokenizer(models.MODELS[model].folder)
+    told = tokens.backend_tokenizer.encode(prompt)
+    pieces = [prompt[start:end] for start, end in told.offsets[1:-1]][:tokens.model_max_length - 2]
+    return [(i, piece) for i, piece in enumerate(pieces) if any(letter.isalnum() for letter in piece)]
+
+
+class Inside(Work):
+    """Traced runs of a finished comparison's rows. views: what the page shows of each; traces: {row index: .npz file};
+    pictures: {row index: the estimate at every step}."""
+
+    def __init__(self, job):
+        super().__init__("look inside")
+        self.job, self.asked = job, [row for _, row in sorted(job.rows.items()) if row.image is not None]
+        self.pictures = {}
+        self.views, self.traces, self.blocks, self.words, self.place = [], {}, [], [], (0, 0, 1)
+        self.folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
+
+    def compute(self):
+        from ..patch import transformer_blocks
+
+        request, pipe = self.job.request, models.load(self.job.request.model)
+        side = request.size // pipe.vae_scale_factor
+        self.blocks = [(name, block_label(name, size)) for name, _, size in transformer_blocks(pipe.unet, (side, side))]
+        self.words = words_of(request.model, request.prompt)
+        for i, row in enumerate(self.asked):
+            self.views.append(self.traced(pipe, i, row))
+            self.fresh = True
+
+    def traced(self, pipe, i, row):
+        """One row's traced run, what it recorded on disk -> what the page shows of it."""
+        from ..compare import sentence
+        from ..run import Lost, Stopped, generate
+
+        told = {"index": row.index, "title": row.title, "stack": row.stack, "steps": row.steps, "error": None}
+        trace, request = Trace(), self.job.request
+        try:
+            generate(pipe, request, request.methods[row.index], row.steps, trace=trace, stop=self.stop.is_set,
+                     on_step=lambda step, steps: self.watch(i, row.title, step, steps))
+        except (Stopped, Lost):
+            raise
+        except Exception as error:
+            return told | {"error": sentence(error, row.title, request)}
+        self.traces[row.index] = path = self.folder / f"{row.index:02d}.npz"
+        trace.save(path)
+        return told | self.shown(pipe, row, trace.channels)
+
+    def watch(self, i, title, step, steps):
+        self.place, self.sentence = (i, step, steps), f"Recording {title}: step {step} of {steps}"
+        self.changed.set()
+
+    def shown(self, pipe, row, channels):
+        from .. import views
+
+        self.pictures[row.index] = estimates = self.estimates(pipe, channels, row.steps)
+        strip = views.strip(views.activity(channels, [name for name, _ in self.blocks], row.steps))
+        return {"picture": png(row.image), "estimates": webp(views.sheet(estimates, COLUMNS)),
+                "kinds": views.kinds(channels), "strip": png(strip)}
+
+    def estimates(self, pipe, channels, steps):
+        """The picture as the network estimated it at every step: list of PIL."""
+        import torch
+
+        from ..run import Stopped
+
+        latents = torch.stack([torch.from_numpy(channels["estimate"][step, ""]) for step in range(steps)])
+        found = []
+        with torch.no_grad():
+            for some in latents.split(TOGETHER):
+                if self.stop.is_set():
+                    raise Stopped
+                some = some.to(pipe.device, pipe.vae.dtype) / pipe.vae.config.scaling_factor
+                found += pipe.image_processor.postprocess(pipe.vae.decode(some, return_dict=False)[0], output_type="pil")
+        return found
+
+    def status(self):
+        """The progress line."""
+        told = {"state": self.state, "sentence": self.sentence, "share": None, "left": "", "row": None, "step": None}
+        i, step, steps = self.place
+        return told | ({"share": (i + step / steps) / len(self.asked)} if self.state == "running" and self.asked else {})
+
+    def board(self):
+        """Everything that does not depend on what is looked at."""
+        return {"look": str(id(self)), "state": self.state, "rows": self.views, "columns": COLUMNS,
+                "steps": max((row.steps for row in self.asked), default=1),
+                "blocks": [{"name": name, "label": label} for name, label in self.blocks],
+                "words": [{"token": token, "text": text} for token, text in self.words]}
+
+    def overlay(self, wanted):
+        """The overlays that the page asks for, as plain values: {"key", "rows": {index: {"sheet", "legend", "sentence",
+        "captions"}, or None where a row skipped nothing}}. wanted: {"key", "block", "show": "skipped", a word's token or
+        a point [y, x], "kinds": {index: kind}}. BadRequest for anything else."""
+        return {"key": wanted["key"], "rows": {str(row.index): frames and told_frames(frames)
+                                               for row, frames in self.drawn(wanted)}}
+
+    def animations(self, wanted):
+        """The same overlays as animated pictures in the temp folder, over the estimates of their steps: their paths."""
+        from .. import views
+
+        found = []
+        for row, frames in self.drawn(wanted):
+            if frames is not None:
+                found.append(self.folder / f"{row.index:02d}-{re.sub('[^a-z0-9]+', '-', str(wanted['show']).lower()).strip('-')}.webp")
+                views.animation(self.pictures[row.index], frames.images, found[-1])
+        return found
+
+    def drawn(self, wanted):
+        """(row, Frames or None) of every row that was recorded. BadRequest when the page asks for what there is not."""
+        block, show, chosen = checked(wanted, [name for name, _ in self.blocks], [token for token, _ in self.words])
+        for row in self.asked:
+            if row.index in self.traces:
+                kinds = next(view["kinds"] for view in self.views if view["index"] == row.index)
+                kind = chosen.get(str(row.index)) if chosen.get(str(row.index)) in kinds else next(iter(kinds), None)
+                yield row, self.frames(row, block, show, kind)
+
+    def frames(self, row, block, show, kind):
+        """Frames of one row, or None where it skipped nothing that could be shown."""
+        from .. import views
+
+        if show == SKIPPED and kind is None:
+            return None
+        channels = load_trace(self.traces[row.index], block).channels
+        if show == SKIPPED:
+            return views.frames(channels, kind, block, row.steps, row.image)
+        if isinstance(show, int):
+            return views.words(channels, block, row.steps, show)
+        return views.point(channels, block, row.steps, show)
+
+
+def told_frames(frames):
+    from .. import views
+
+    return {"sheet": png(views.sheet(frames.images, COLUMNS)), "legend": frames.legend, "sentence": frames.sentence,
+            "captions": frames.captions}
+
+
+def checked(wanted, blocks, tokens):
+    """(block, what to show, {index: kind}) of an overlay that the page asks for. BadRequest when it is none."""
+    wrong = BadRequest("inside", "This view does not exist: choose a block, a word or a point of a picture.")
+    if not isinstance(wanted, dict) or wanted.get("block") not in blocks or not isinstance(wanted.get("kinds", {}), dict):
+        raise wrong
+    show = wanted.get("show")
+    if show == SKIPPED or isinstance(show, int) and not isinstance(show, bool) and show in tokens:
+        return wanted["block"], show, wanted.get("kinds", {})
+    if isinstance(show, list) and len(show) == 2 and all(isinstance(x, (int, float)) and math.isfinite(x) and 0 <= x <= 1 for x in show):
+        return wanted["block"], tuple(show), wanted.get("kinds", {})
+    raise wrong

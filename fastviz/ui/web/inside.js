@@ -1,0 +1,194 @@
+// The tab "Inside": one slider for the step and one choice of block move all rows at once. Overlays come as one sheet
+// per row with a frame for every step, so a new position is drawn here, without the server.
+(() => {
+  const { h, say } = fastviz;
+  const SIZE = 256, PLAY = 120; // pixels of a canvas; milliseconds between two steps of an animation
+  let now = null, parts = null, ask = () => {};
+  const view = { step: 0, block: null, show: "skipped", kinds: {}, base: "picture", over: true };
+  const sheets = new Map(); // key of an overlay -> {row index: {image, legend, sentence, captions}}
+  let asked = null, timer = null;
+
+  const image = (source) => new Promise((done) => { const made = new Image(); made.onload = () => done(made); made.onerror = () => done(null); made.src = source; });
+  const key = () => JSON.stringify([now && now.look, view.block, view.show, view.kinds]);
+  const stop = () => { clearInterval(timer); timer = null; if (parts) say(parts.play, "Play"); };
+
+  /** The row's own step at the scrubber's position: rows with fewer steps move on less often. */
+  const step_of = (row) => Math.min(row.steps - 1, Math.floor(((view.step + 0.5) / now.steps) * row.steps));
+
+  fastviz.wanted = (element, value, trigger, props) => {
+    ask = (wanted) => { props.value = wanted; trigger("submit"); };
+  };
+
+  /** Sees to it that the overlay that is looked at is here, or on its way. */
+  function want() {
+    if (!view.block || now.state === "running") return;
+    const wanted = key();
+    if (sheets.has(wanted) || asked === wanted) return;
+    asked = wanted;
+    ask({ key: wanted, block: view.block, show: view.show, kinds: view.kinds });
+  }
+
+  fastviz.overlay = async (element, value) => {
+    if (!value || !value.key || sheets.has(value.key)) return;
+    const found = {};
+    for (const [index, told] of Object.entries(value.rows)) found[index] = told && { ...told, image: await image(told.sheet) };
+    if (sheets.size > 40) sheets.delete(sheets.keys().next().value);
+    sheets.set(value.key, found);
+    asked = null;
+    draw();
+    want(); // what was chosen meanwhile
+  };
+
+  fastviz.inside = (element, value) => {
+    const place = element.querySelector(".inside");
+    document.body.classList.toggle("has-look", !!value && (value.state === "running" || value.state === "finished"));
+    if (!value) {
+      stop();
+      now = parts = null;
+      place.replaceChildren(h("p", { class: "note" }, "What did each row skip? Run a comparison, then look inside: every row runs once more, at the same seed, while what happens in its attention is recorded. The pictures stay the same; the times above are not touched."));
+      return;
+    }
+    if (!parts || parts.look !== value.look) begin(place, value);
+    now = value;
+    for (const row of value.rows) if (!parts.cards.has(row.index)) add(row);
+    parts.controls.hidden = !value.rows.some((row) => !row.error);
+    draw();
+    want();
+  };
+
+  function begin(place, value) {
+    stop();
+    sheets.clear();
+    asked = null;
+    now = value;
+    Object.assign(view, { step: value.steps - 1, block: null, show: "skipped", kinds: {} });
+    const choose = (change) => { change(); draw(); want(); };
+    parts = { look: value.look, cards: new Map(), base: {} };
+    parts.step = h("input", { type: "range", min: 0, max: value.steps - 1, value: view.step, step: 1, id: "inside-step", "aria-label": "Step",
+      oninput: () => { view.step = Number(parts.step.value); draw(); } });
+    parts.told = h("output", { for: "inside-step" });
+    parts.play = h("button", { type: "button", onclick: play }, "Play");
+    parts.block = h("select", { "aria-label": "Block", onchange: () => choose(() => (view.block = parts.block.value)) },
+      value.blocks.map((block) => h("option", { value: block.name }, block.label)));
+    view.block = value.blocks.length ? value.blocks[0].name : null;
+    parts.chips = [["skipped", "What was skipped"], ...value.words.map((word) => [word.token, word.text])].map(([show, text]) =>
+      h("button", { type: "button", class: "chip", "aria-pressed": show === view.show, "data-show": JSON.stringify(show), onclick: () => choose(() => (view.show = show)) }, text));
+    parts.under = h("select", { "aria-label": "Picture below", onchange: () => { view.base = parts.under.value; draw(); } },
+      h("option", { value: "picture" }, "the finished picture"), h("option", { value: "estimates" }, "the picture as expected at this step"));
+    parts.over = h("input", { type: "checkbox", checked: true, onchange: () => { view.over = parts.over.checked; draw(); } });
+    parts.hint = h("p", { class: "note" }, "Click a word to see where the model looks for it. Click a point of a picture to see where that point looks.");
+    parts.controls = h("div", { class: "looking" },
+      h("div", { class: "scrub" }, parts.play, parts.step, parts.told),
+      h("div", { class: "choose" }, h("label", {}, "Block ", parts.block), h("label", {}, "Below ", parts.under), h("label", {}, parts.over, " Overlay")),
+      h("div", { class: "chips", role: "group", "aria-label": "What to show" }, parts.chips[0], h("span", {}, "Attention to:"), parts.chips.slice(1)), parts.hint);
+    parts.grid = h("div", { class: "lenses" });
+    place.replaceChildren(parts.controls, parts.grid);
+  }
+
+  function play() {
+    if (timer) return stop();
+    if (view.step === now.steps - 1) view.step = -1;
+    say(parts.play, "Pause");
+    timer = setInterval(() => {
+      if (view.step >= now.steps - 1) return stop();
+      view.step += 1;
+      parts.step.value = view.step;
+      draw();
+    }, PLAY);
+  }
+
+  async function add(row) {
+    const card = { row, canvas: h("canvas", { width: SIZE, height: SIZE, role: "img", tabindex: "0" }), caption: h("p", { class: "caption" }), legend: h("ul", { class: "legend" }),
+      sentence: h("p", { class: "sentence" }), kind: h("select", { "aria-label": "Kind of overlay" }), cursor: h("i", {}), strip: h("img", { alt: "" }) };
+    card.place = h("div", { class: "strip", title: "One row per block, one column per step. Click to go there." }, card.strip, card.cursor);
+    card.element = h("article", { class: "lens" }, h("h3", {}, row.title), row.error ? h("p", { class: "refusal" }, row.error) : [card.canvas, card.caption, card.kind, card.sentence, card.legend, card.place,
+      h("p", { class: "note" }, "Steps from left to right, blocks from top to bottom. Grey: all attention computed. Orange: the more, the less of it.")]);
+    parts.cards.set(row.index, card);
+    parts.grid.append(card.element);
+    if (row.error) return;
+    const kinds = Object.entries(row.kinds);
+    card.kind.hidden = kinds.length < 2;
+    card.kind.append(...kinds.map(([value, text]) => h("option", { value }, text)));
+    card.kind.addEventListener("change", () => { view.kinds = { ...view.kinds, [row.index]: card.kind.value }; view.show = "skipped"; draw(); want(); });
+    card.canvas.addEventListener("click", (event) => point(event.offsetY / card.canvas.clientHeight, event.offsetX / card.canvas.clientWidth));
+    card.canvas.addEventListener("keydown", (event) => {
+      const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+      if (!move) return;
+      event.preventDefault();
+      const [y, x] = Array.isArray(view.show) ? view.show : [0.5, 0.5];
+      point(Math.min(0.98, Math.max(0.02, y + move[0] / 16)), Math.min(0.98, Math.max(0.02, x + move[1] / 16)));
+    });
+    card.place.addEventListener("click", (event) => {
+      const box = card.place.getBoundingClientRect();
+      const at = (value, count) => Math.min(count - 1, Math.max(0, Math.floor(value * count)));
+      view.step = at((event.clientX - box.left) / box.width, now.steps);
+      view.block = now.blocks[at((event.clientY - box.top) / box.height, now.blocks.length)].name;
+      parts.step.value = view.step;
+      parts.block.value = view.block;
+      draw();
+      want();
+    });
+    card.strip.src = row.strip;
+    card.strip.alt = `How much attention ${row.title} computed, per block and step`;
+    card.picture = await image(row.picture);
+    card.estimates = await image(row.estimates);
+    draw();
+  }
+
+  function point(y, x) {
+    view.show = [Math.min(1, Math.max(0, y)), Math.min(1, Math.max(0, x))];
+    draw();
+    want();
+  }
+
+  /** Frame `step` of a sheet onto a canvas. */
+  function frame(context, sheet, step, steps) {
+    const across = Math.min(now.columns, steps), down = Math.ceil(steps / now.columns);
+    const wide = sheet.width / across, high = sheet.height / down;
+    context.drawImage(sheet, (step % now.columns) * wide, Math.floor(step / now.columns) * high, wide, high, 0, 0, SIZE, SIZE);
+  }
+
+  function draw() {
+    if (!now || !parts) return;
+    const found = sheets.get(key()), block = now.blocks.findIndex((each) => each.name === view.block);
+    say(parts.told, `Step ${view.step + 1} of ${now.steps}`);
+    parts.chips.forEach((chip) => chip.setAttribute("aria-pressed", chip.dataset.show === JSON.stringify(view.show)));
+    for (const card of parts.cards.values()) if (!card.row.error) lens(card, found, block);
+  }
+
+  function lens(card, found, block) {
+    const { row } = card, step = step_of(row), context = card.canvas.getContext("2d");
+    const told = found && found[row.index], below = card[view.base] || card.picture;
+    context.clearRect(0, 0, SIZE, SIZE);
+    context.imageSmoothingEnabled = true;
+    if (below === card.estimates && below) frame(context, below, step, row.steps);
+    else if (below) context.drawImage(below, 0, 0, SIZE, SIZE);
+    context.imageSmoothingEnabled = false;
+    if (view.over && told && told.image) frame(context, told.image, step, row.steps);
+    if (Array.isArray(view.show)) mark(context, view.show[1] * SIZE, view.show[0] * SIZE);
+    const caption = told ? told.captions[step] : found ? "Nothing was skipped." : "";
+    say(card.caption, (row.steps === now.steps ? "" : `Step ${step + 1} of ${row.steps}. `) + (caption || ""));
+    say(card.sentence, told ? told.sentence : "");
+    legend(card.legend, told ? told.legend : []);
+    card.canvas.setAttribute("aria-label", `${row.title}, step ${step + 1}. ${card.caption.textContent}`);
+    card.cursor.style.left = (100 * (step + 0.5)) / row.steps + "%";
+    card.cursor.style.top = (100 * (block + 0.5)) / now.blocks.length + "%";
+    if (view.kinds[row.index]) card.kind.value = view.kinds[row.index];
+  }
+
+  function mark(context, x, y) {
+    for (const [colour, width] of [["#000", 4], ["#fff", 2]]) {
+      Object.assign(context, { strokeStyle: colour, lineWidth: width });
+      context.beginPath();
+      context.arc(x, y, 7, 0, 2 * Math.PI);
+      context.stroke();
+    }
+  }
+
+  function legend(list, entries) {
+    const told = JSON.stringify(entries);
+    if (list.dataset.told === told) return;
+    list.dataset.told = told;
+    list.replaceChildren(...entries.map(([colour, text]) => h("li", {}, h("i", { style: `background:${colour}` }), text)));
+  }
+})();

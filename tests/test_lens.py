@@ -1,0 +1,145 @@
+"""What traced runs record of every model: attention maps against slow loops, maps back on the grid, estimates."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastviz import lens, run, trace
+from fastviz.methods.attention_reuse import attention_map
+from fastviz.patch import replaced, transformer_blocks
+from fastviz.request import Request, parse_stack
+from fastviz.trace import Trace
+from fastviz.views.activity import activity, strip
+
+REQUEST = Request("a cat and a big dog", size=128, steps=4, guidance=3.0, methods="full")
+TOKENS = 6
+
+
+def traced(pipe, text, request=REQUEST):
+    found = Trace()
+    done = run.generate(pipe, request, parse_stack(text), request.steps, trace=found)
+    return done, found.channels
+
+
+def attention_of(pipe):
+    (name, block, size), *_ = transformer_blocks(pipe.unet, (16, 16))
+    return block, size
+
+
+def test_shares_are_the_mean_of_the_heads_maps(tiny_pipe):
+    block, _ = attention_of(tiny_pipe)
+    x, text = torch.randn(1, 40, block.attn1.to_q.in_features), torch.randn(1, 9, block.attn2.to_k.in_features)
+    with torch.no_grad():
+        torch.testing.assert_close(lens.shares(block.attn1, x), attention_map(block.attn1, x)[0].mean(0))
+        torch.testing.assert_close(lens.shares(block.attn2, x, text), attention_map(block.attn2, x, text)[0].mean(0))
+
+
+def test_shares_do_not_pass_through_what_a_method_put_around_a_projection(tiny_pipe):
+    block, _ = attention_of(tiny_pipe)
+    seen = []
+    with replaced(block.attn1.to_q, forward=lambda x: seen.append(x)), torch.no_grad():
+        lens.shares(block.attn1, torch.randn(1, 4, block.attn1.to_q.in_features))
+    assert not seen
+
+
+def slow_self(shares, size, seen, side):
+    """The recorded map by loops: shares (N, N) of seen tokens -> (hq, wq, hk, wk) before rounding."""
+    h, w = size
+    whole = np.zeros((h * w, h * w))
+    members = np.bincount(seen[seen >= 0], minlength=len(shares))
+    for q in range(h * w):
+        for k in range(h * w):
+            if seen[q] >= 0 and seen[k] >= 0:
+                whole[q, k] = shares[seen[q], seen[k]] / members[seen[k]]
+    step = h // side
+    found = np.zeros((side, side, side, side))
+    for q in range(h * w):
+        for k in range(h * w):
+            found[q // w // step, q % w // step, k // w // step, k % w // step] += whole[q, k] / step ** 4
+    return found
+
+
+@pytest.mark.parametrize("seen", (
+    np.arange(64), np.r_[np.arange(48), np.arange(16)], np.r_[np.arange(32), np.full(32, -1)]), ids=("whole", "merged", "pruned"))
+def test_maps_are_put_back_onto_the_grid(tiny_pipe, monkeypatch, seen):
+    monkeypatch.setattr(lens, "SIDE", 4)
+    block, _ = attention_of(tiny_pipe)
+    x = torch.randn(1, int(seen.max()) + 1, block.attn1.to_q.in_features, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = lens.shares(block.attn1, x).numpy()
+        found = lens.self_shares(block.attn1, x, (8, 8), None if len(plain) == 64 else torch.from_numpy(seen)).numpy()
+    expected = slow_self(plain, (8, 8), seen, 4)
+    most = expected.max((2, 3), keepdims=True)
+    expected = np.round(255 * np.sqrt(np.divide(expected, most, out=np.zeros_like(expected), where=most > 0)))
+    assert found.dtype == np.uint8 and np.abs(found - expected).max() <= 1
+    if seen.min() < 0:
+        assert not found[2:].any() and not found[:, :, 2:].any() and found.any()
+
+
+def test_tokens_of_unknown_places_are_left_out(tiny_pipe):
+    block, _ = attention_of(tiny_pipe)
+    assert lens.self_shares(block.attn1, torch.randn(1, 40, block.attn1.to_q.in_features), (8, 8), None) is None
+
+
+@pytest.mark.parametrize("text", ("full", "tome", "atedm", "attention_reuse(share=0.5)", "few_step(steps=4)"))
+def test_every_run_records_maps_and_estimates(tiny_pipe, text):
+    done, channels = traced(tiny_pipe, text)
+    blocks = transformer_blocks(tiny_pipe.unet, (16, 16))
+    for name, _, (h, w) in blocks:
+        for step in range(4):
+            words, own = channels["attention.cross"][step, f"{name}.attn2"], channels["attention.self"][step, f"{name}.attn1"]
+            assert words.shape == (TOKENS, h, w) and 0 < words.sum(0).max() < 1 and np.isfinite(words).all()
+            assert own.shape == (h, w, h, w) and own.max() == 255
+    assert [channels["estimate"][step, ""].shape for step in range(4)] == [(4, 16, 16)] * 4
+
+
+def test_pruned_places_look_nowhere(tiny_pipe):
+    _, channels = traced(tiny_pipe, "atedm(early=all)")
+    found = 0
+    for (step, layer), kept in channels["atedm.kept"].items():
+        *_, last = [name for name, _, _ in transformer_blocks(tiny_pipe.unet, (16, 16)) if name.startswith(f"{layer}.")]
+        words = channels["attention.cross"][step, f"{last}.attn2"]
+        assert words[:, kept].sum(0).min() > 0 and not words[:, ~kept].any()
+        found += (~kept).sum()
+    assert found
+
+
+def test_merged_places_share_what_they_look_at(tiny_pipe):
+    _, channels = traced(tiny_pipe, "tome(merge_cross=true)")
+    for (step, name), labels in channels["tome.labels"].items():
+        words = channels["attention.cross"][step, f"{name}.attn2"]
+        assert all(np.ptp(words[:, labels == label], axis=1).max() == 0 for label in np.unique(labels))
+
+
+def test_the_last_estimate_is_nearly_the_picture_and_the_first_is_not(tiny_pipe):
+    done, channels = traced(tiny_pipe, "full", Request("a cat", size=128, steps=20, guidance=3.0, methods="full"))
+    end = done.latents[0].numpy()
+    first, last = (np.abs(channels["estimate"][step, ""] - end).mean() for step in (0, 19))
+    assert last < 0.05 * first
+
+
+def test_what_belongs_to_a_block_is_read_alone(tiny_pipe, tmp_path):
+    _, channels = traced(tiny_pipe, "atedm")
+    whole = Trace()
+    for channel, cells in channels.items():
+        for (step, layer), array in cells.items():
+            whole.add(channel, step, layer, array)
+    whole.save(tmp_path / "run.npz")
+    names = [name for name, _, _ in transformer_blocks(tiny_pipe.unet, (16, 16))]
+    block = names[-1]
+    found = trace.load(tmp_path / "run.npz", block).channels
+    assert {layer for _, layer in found["attention.self"]} == {f"{block}.attn1"}
+    assert {layer for _, layer in found["atedm.kept"]} <= {block.rpartition(".transformer_blocks.")[0]} and "estimate" not in found
+    everything = trace.load(tmp_path / "run.npz").channels
+    assert {channel: len(cells) for channel, cells in everything.items()} == {channel: len(cells) for channel, cells in channels.items()}
+
+
+def test_activity_is_the_share_that_was_computed(tiny_pipe):
+    names = [name for name, _, _ in transformer_blocks(tiny_pipe.unet, (16, 16))]
+    reuse = activity(traced(tiny_pipe, "attention_reuse(schedule=1010,maps=self)")[1], names, 4)
+    assert reuse.tolist() == [[1, 0, 1, 0]] * len(names)
+    assert activity(traced(tiny_pipe, "full")[1], names, 4).min() == 1
+    merged = traced(tiny_pipe, "tome(ratio=0.5,max_downsample=1)")[1]
+    shares = activity(merged, names, 4)
+    assert {shares[i].min() for i, name in enumerate(names) if (0, name) in merged["tome.tokens"]} == {0.5}
+    assert strip(shares).size == (4, len(names))
