@@ -11,7 +11,7 @@ import zipfile
 import pytest
 from PIL import Image
 
-from fastviz import store
+from fastviz import store, trace
 from fastviz.request import Request
 
 REQUIRED = os.environ.get("FASTVIZ_BROWSER") == "required"
@@ -160,6 +160,88 @@ def take_away(tab):
     tab.page.locator("#recipe").set_input_files(saved)
     tab.wait("restored")
     assert tab.prompt.input_value() == "a cat and a pizza on the beach" and tab.seen("steps") == "3"
+
+
+def test_inside_one_slider_moves_all_rows(visit):
+    tab = visit()
+    tab.prompt.fill("a cat and a pizza on the beach")
+    tab.small()
+    tab.methods("few_step", "attention_reuse", "tome")
+    tab.page.locator("#run").click()
+    assert tab.wait("finished", "failed") == "finished", tab.words
+    tab.page.get_by_role("tab", name="Inside").click()
+    tab.page.locator("#look").click()
+    tab.wait("running")
+    assert tab.wait("finished", "failed") == "finished", tab.words
+    lenses = tab.page.locator(".lens")
+    assert lenses.count() == 4
+    tab.page.get_by_label("Block").select_option(index=0)
+    merged = lenses.filter(has_text="Token merging")
+    merged.get_by_text("256 -> 128 tokens").wait_for()
+    scrub(tab.page)
+    look_at_words_and_points(tab.page)
+    records(tab)
+
+
+def drawn(page):
+    return page.evaluate("[...document.querySelectorAll('.lens canvas')].map((each) => each.toDataURL())")
+
+
+def scrub(page):
+    """The step moves all rows, at once and without the server; so does a click into a row's strip."""
+    page.get_by_label("Picture below").select_option("estimates")
+    page.get_by_label("Step", exact=True).focus()
+    page.keyboard.press("Home")
+    assert "Step 1 of 3" in page.locator(".scrub output").inner_text()
+    first, asked = drawn(page), []
+    page.on("request", lambda request: asked.append(request.url))
+    milliseconds = page.evaluate("""() => { const slider = document.querySelector("#inside-step"), begun = performance.now();
+        slider.value = 2; slider.dispatchEvent(new Event("input")); return performance.now() - begun; }""")
+    assert all(before != after for before, after in zip(first, drawn(page), strict=True)) and not asked
+    assert milliseconds < 5000  # a hung page; how fast it is says the benchmark
+    strip = page.locator(".strip").first
+    strip.click(position={"x": 2, "y": 2})
+    assert "Step 1 of 3" in page.locator(".scrub output").inner_text()
+
+
+def look_at_words_and_points(page):
+    before = drawn(page)
+    page.get_by_role("button", name="pizza", exact=True).click()
+    page.wait_for_function("before => [...document.querySelectorAll('.lens canvas')].every((each, i) => each.toDataURL() !== before[i])", arg=before)
+    before = drawn(page)
+    page.locator(".lens canvas").first.click(position={"x": 40, "y": 40})
+    page.wait_for_function("before => [...document.querySelectorAll('.lens canvas')].every((each, i) => each.toDataURL() !== before[i])", arg=before)
+    page.get_by_role("button", name="What was skipped").click()
+    assert page.get_by_role("button", name="What was skipped").get_attribute("aria-pressed") == "true"
+
+
+def records(tab):
+    """The records can be taken away and read, and an animation of what is shown joins them."""
+    files = tab.page.locator("#files a")
+    files.nth(3).wait_for()
+    with tab.page.expect_download() as download:
+        files.first.click()
+    assert "attention.cross" in trace.load(download.value.path()).channels
+    tab.page.locator("#animate").click()
+    tab.page.locator("#files").get_by_text(".webp").first.wait_for()
+
+
+def test_a_look_inside_can_be_stopped_and_begun_again(visit):
+    tab = visit()
+    tab.prompt.fill("a cat")
+    tab.small(steps=2)
+    tab.methods()
+    tab.number("steps", 60)
+    tab.page.locator("#run").click()
+    assert tab.wait("finished", "failed") == "finished", tab.words
+    tab.page.get_by_role("tab", name="Inside").click()
+    tab.page.locator("#look").click()
+    tab.page.wait_for_function("document.querySelector('#status b').textContent.includes('Recording')", timeout=PATIENCE)
+    tab.page.locator("#stop").click()
+    tab.wait("stopped")
+    tab.page.locator("#look").click()
+    assert tab.wait("finished", "failed") == "finished", tab.words
+    assert tab.page.locator(".lens").count() == 1
 
 
 def test_one_click_on_an_example_runs_and_stop_ends_it(visit):
