@@ -23,7 +23,7 @@ def arguments():
     fetch.add_argument("what", choices=["lpips"], help="the ImageNet backbone of LPIPS")
     fetch.add_argument("--net", choices=["alex", "vgg", "squeeze"], default="alex")
     bench = commands.add_parser("bench", help="measure side by side with peers, or count against papers", add_help=False)
-    bench.add_argument("which", choices=["local", "flops", "claims"])
+    bench.add_argument("which", choices=["local", "flops", "claims", "blocks"])
     search = commands.add_parser("search", help="search a schedule on this model, or see why one is good", add_help=False)
     search.add_argument("which", choices=["reuse", "one-reuse"])
     return parser
@@ -104,9 +104,9 @@ def run_fetch(args):
 
 
 def run_bench(args, rest):
-    from .bench import claims, flops, local
+    from .bench import blocks, claims, flops, local
 
-    return {"local": local, "flops": flops, "claims": claims}[args.which].main(rest) or 0
+    return {"local": local, "flops": flops, "claims": claims, "blocks": blocks}[args.which].main(rest) or 0
 
 
 def run_search(args, rest):

@@ -1,0 +1,154 @@
+"""What the attention methods cost and save in one transformer block: milliseconds beside its self-attention.
+
+Blocks have the shapes of stickers, SD 1.5 and SDXL with random weights, batch 2 as in a guided step, and random input.
+Every part is timed alone, all parts of a block in turn, round after round; medians. "fused" and "materialised" are the
+two ways to compute self-attention; tomesd is the token merging of its authors, given the same input. Merging pays when
+match + merge + unmerge + attention of the merged tokens is less than the attention of all; a match shared over several
+blocks or steps costs its share. Ranking pays over all later layers of the same transformer and every step that keeps it.
+"""
+
+import argparse
+import json
+import platform
+import time
+from statistics import median
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .. import gwpr, models
+from ..compare import device_name
+from ..methods import atedm, attention_reuse, tome
+from ..request import check_number
+from ..trace import Context
+
+SHAPES = {  # name: (side of the grid, channels, heads, width of the text)
+    "stickers 256 px, fine": (32, 48, 1, 256), "stickers 256 px, middle": (16, 128, 4, 256),
+    "stickers 512 px, fine": (64, 48, 1, 256), "SD 1.5 512 px, 16": (16, 1280, 8, 768),
+    "SD 1.5 512 px, 32": (32, 640, 8, 768), "SD 1.5 512 px, 64": (64, 320, 8, 768),
+    "SDXL 1024 px, 32": (32, 1280, 20, 2048), "SDXL 1024 px, 64": (64, 640, 10, 2048),
+}
+RATIO = 0.5  # tokens merged
+
+
+def block_of(channels, heads, text, device, dtype):
+    """A transformer block as diffusers' U-Nets have it, random weights from a fixed seed."""
+    from diffusers.models.attention import BasicTransformerBlock
+
+    torch.manual_seed(0)
+    made = BasicTransformerBlock(channels, heads, channels // heads, cross_attention_dim=text)
+    return made.to(device, dtype).eval().requires_grad_(False)
+
+
+def parts(side, channels, heads, text, device, dtype):
+    """{name: function to time} of one block."""
+    from tomesd.merge import bipartite_soft_matching_random2d
+
+    block, size = block_of(channels, heads, text, device, dtype), (side, side)
+    x = torch.randn(2, side * side, channels, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    merging = tome.Merging("block", size, tome.Knobs(ratio=RATIO), Context(1, grid=size))
+    merging.renew(x, 0)
+    flat, members, starts = merging.match
+    merged = tome.merge(x, members, starts)
+    theirs, drawn = torch.Generator(device).manual_seed(0), torch.device(device).type != "mps"
+
+    def their_match():
+        return bipartite_soft_matching_random2d(x, side, side, 2, 2, merging.r, no_rand=not drawn, generator=theirs)
+
+    their_merge, their_unmerge = their_match()
+    q, k = attention_reuse.queries_and_keys(block.attn1, block.attn1.to_q(x), block.attn1.to_k(x))
+    kept_map = attention_reuse.attention_map(block.attn1, x)
+    knobs = atedm.Knobs()
+
+    def rank():
+        graph = gwpr.graph_of(*(each.flatten(0, 1)[None] for each in (q, k)), knobs.map, x.device.type)
+        votes = gwpr.rank(graph, graph.rounds, knobs.tolerance, knobs.strips)
+        return graph, gwpr.aggregate(votes.unflatten(1, (-1, heads)).flatten(0, 1), knobs.heads).mean(0, keepdim=True)
+
+    graph, importance = rank()
+    kept, pruned = atedm.chosen(importance, max(1, round(side * side * (1 - knobs.ratio))))
+    slot = atedm.slots(pruned, kept, gwpr.partners(graph, pruned, kept))
+    left = x[atedm.at(kept, x)]
+
+    def materialised():
+        with sdpa_kernel(SDPBackend.MATH):
+            return block.attn1(x)
+
+    return {
+        "attention, fused": lambda: block.attn1(x), "attention, materialised": materialised,
+        "attention of merged": lambda: block.attn1(merged), "match": lambda: merging.renew(x, 0),
+        "merge, unmerge": lambda: tome.unmerge(tome.merge(x, members, starts), flat),
+        "tomesd match": their_match, "tomesd merge, unmerge": lambda: their_unmerge(their_merge(x)),
+        "rank": rank, "find copies": lambda: gwpr.partners(graph, pruned, kept),
+        "leave out, copy": lambda: (x[atedm.at(kept, x)], atedm.filled("copy", x, kept, slot, left)),
+        "make map": lambda: attention_reuse.attention_map(block.attn1, x, out=kept_map),
+        "reuse map": lambda: attention_reuse.apply_map(block.attn1, kept_map, x),
+    }
+
+
+def timed(functions, rounds, device):
+    """{name: median seconds}; all functions in turn, round after round, after one that warms up."""
+    seconds = {name: [] for name in functions}
+    for i in range(rounds + 1):
+        for name, function in functions.items():
+            wait(device)
+            begun = time.perf_counter()
+            function()
+            wait(device)
+            if i:
+                seconds[name].append(time.perf_counter() - begun)
+    return {name: median(each) for name, each in seconds.items()}
+
+
+def wait(device):
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+
+
+def ratios(told):
+    """What follows from the times of one block's parts: shares of the fused attention's time, and ours over tomesd's."""
+    ours, theirs = (sum(told[name] for name in names) for names in (
+        ("match", "merge, unmerge"), ("tomesd match", "tomesd merge, unmerge")))
+    fused = told["attention, fused"]
+    return {"match, merge, unmerge / tomesd's": ours / theirs,
+            "merged / fused": (ours + told["attention of merged"]) / fused,
+            "merged / materialised": (ours + told["attention of merged"]) / told["attention, materialised"],
+            "merged, match shared / fused": (told["merge, unmerge"] + told["attention of merged"]) / fused,
+            "rank, find copies / fused": (told["rank"] + told["find copies"]) / fused,
+            "reuse map / fused": told["reuse map"] / fused}
+
+
+def table(rows):
+    """Two tables: milliseconds, and ratios; a column per block."""
+    def lines(kind, show):
+        names = list(rows[0][kind])
+        width = max(map(len, names))
+        cells = [[show(row[kind][name]) for row in rows] for name in names]
+        return [f"{name:<{width}}  " + "  ".join(cell.rjust(len(row["shape"])) for cell, row in zip(line, rows))
+                for name, line in zip(names, cells)]
+
+    def head(kind):
+        return " " * max(map(len, rows[0][kind])) + "  " + "  ".join(row["shape"] for row in rows)
+
+    milliseconds = lines("milliseconds", "{:.2f}".format)
+    return "\n".join([head("milliseconds"), *milliseconds, "", head("ratios"), *lines("ratios", "{:.2f}".format)])
+
+
+@torch.no_grad()
+def main(argv=None, shapes=SHAPES):
+    parser = argparse.ArgumentParser(prog="python -m fastviz bench blocks", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args(argv)
+    check_number("rounds", "--rounds", args.rounds, 1, 1000, int)
+    device, found = models.device(), []
+    dtype = models.precision(device)
+    for name, shape in shapes.items():
+        told = timed(parts(*shape, device, dtype), args.rounds, device)
+        found.append({"shape": name, "tokens": shape[0] ** 2, "channels": shape[1], "heads": shape[2],
+                      "milliseconds": {part: 1000 * seconds for part, seconds in told.items()}, "ratios": ratios(told)})
+    machine = {"device": device_name(device), "dtype": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
+               "torch": torch.__version__, "system": platform.platform()}
+    print("Milliseconds, medians of {} rounds. {}\n".format(args.rounds, ", ".join(f"{k} {v}" for k, v in machine.items())))
+    print(table(found), end="\n\n")
+    print(json.dumps({"bench": "blocks", "environment": machine, "rounds": args.rounds, "blocks": found}, allow_nan=False))
+    return 0

@@ -1,0 +1,55 @@
+"""The benchmark of single blocks: its parts fit together, and what it derives follows from what it timed."""
+
+import json
+
+import pytest
+import torch
+
+from fastviz.bench import blocks
+
+SHAPE = (8, 32, 2, 16)
+
+
+@pytest.fixture(scope="module")
+def made():
+    with torch.no_grad():
+        return blocks.parts(*SHAPE, torch.device("cpu"), torch.float32)
+
+
+def test_both_ways_to_attend_agree_and_a_fresh_map_gives_the_same(made):
+    with torch.no_grad():
+        fused, materialised = made["attention, fused"](), made["attention, materialised"]()
+        made["make map"]()
+        torch.testing.assert_close(fused, materialised)
+        torch.testing.assert_close(fused, made["reuse map"]())
+
+
+def test_both_merge_as_many_tokens(made):
+    ours, theirs = made["merge, unmerge"](), made["tomesd merge, unmerge"]()
+    assert ours.shape == theirs.shape == (2, 64, 32)
+    assert len(ours[0].unique(dim=0)) == len(theirs[0].unique(dim=0)) == 32
+    with torch.no_grad():
+        assert made["attention of merged"]().shape == (2, 32, 32)
+
+
+def test_what_is_left_out_is_filled_in(made):
+    left, full = made["leave out, copy"]()
+    assert full.shape == (2, 64, 32) and left.shape == (2, 24, 32) and len(full[0].unique(dim=0)) == 24
+
+
+def test_ratios_follow_from_the_times():
+    told = {"attention, fused": 4.0, "attention, materialised": 8.0, "attention of merged": 1.0, "match": 0.5, "merge, unmerge": 0.25,
+            "tomesd match": 1.0, "tomesd merge, unmerge": 0.5, "rank": 2.0, "find copies": 1.0, "leave out, copy": 0.1, "make map": 3.0,
+            "reuse map": 2.0}
+    assert blocks.ratios(told) == {
+        "match, merge, unmerge / tomesd's": 0.5, "merged / fused": 0.4375, "merged / materialised": 0.21875,
+        "merged, match shared / fused": 0.3125, "rank, find copies / fused": 0.75, "reuse map / fused": 0.5}
+
+
+def test_the_command_prints_tables_and_json(capsys):
+    assert blocks.main(["--rounds", "1"], {"tiny": SHAPE, "tinier": (4, 16, 1, 16)}) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    told = json.loads(last)
+    assert [row["shape"] for row in told["blocks"]] == ["tiny", "tinier"] and told["environment"]["device"]
+    assert all(ms > 0 for row in told["blocks"] for ms in row["milliseconds"].values())
+    assert any(line.startswith("match, merge, unmerge / tomesd's") for line in lines)
