@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
@@ -294,6 +295,52 @@ def test_the_trace_tells_age_and_staleness(tiny_pipe, keep):
     assert len(ages) == 5 * 30 and {step: {int(ages[key]) for key in ages if key[0] == step} for step in range(5)} == {
         0: {0}, 1: {1}, 2: {0}, 3: {0}, 4: {1}}
     assert {step for step, _ in stale} == {1, 4} and all(0 < value < 2 for value in stale.values())
+
+
+def test_the_trace_tells_where_attention_has_moved(tiny_pipe):
+    """Against a run that computes the same two maps: the first steps of both are equal."""
+    name, attn, _ = next(one for one in attention_reuse.attentions(tiny_pipe.unet, (16, 16), "self"))
+    seen = []
+
+    class Seen:
+        def __call__(self, attn, x, **others):
+            seen.append(attention_reuse.attention_map(attn, x))
+            return before(attn, x, **others)
+
+    before = attn.processor
+    with replaced(attn, processor=Seen()):
+        run(tiny_pipe, (), 2)
+    slow = torch.zeros(16, 16)
+    for query in range(256):
+        for head in range(2):
+            now, then = (one[-1, head, query] for one in reversed(seen))
+            slow[query // 16, query % 16] += (now - then).abs().sum() / 2 / 2
+    _, context = run(tiny_pipe, (Knobs(schedule="10", maps="self"),), 2, trace=Trace())
+    told = context.trace.channels["attention_reuse.moved"]
+    assert told[1, name].dtype == np.float16 and {step for step, _ in told} == {1}
+    np.testing.assert_allclose(told[1, name], slow, atol=2e-3)
+    assert 0 < told[1, name].max() <= 1
+
+
+def test_the_trace_tells_where_a_kept_output_has_changed(tiny_pipe):
+    name, attn, _ = next(one for one in attention_reuse.attentions(tiny_pipe.unet, (16, 16), "cross"))
+    outputs = []
+    hook = attn.register_forward_hook(lambda module, args, out: outputs.append(out[-1].numpy()))
+    run(tiny_pipe, (), 2)
+    hook.remove()
+    then, now = outputs
+    slow = [np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in zip(now, then)]
+    _, context = run(tiny_pipe, (Knobs(schedule="10", maps="cross", keep="output"),), 2, trace=Trace())
+    told = context.trace.channels["attention_reuse.moved"][1, name]
+    np.testing.assert_allclose(told, np.reshape(slow, (16, 16)), rtol=5e-3)
+
+
+def test_where_is_not_told_of_tokens_that_were_merged(tiny_pipe):
+    quarter = tome.Knobs(ratio=0.75)  # what is left of 16 x 16 is as many as 8 x 8
+    _, context = run(tiny_pipe, (quarter, Knobs(schedule="10")), 2, trace=Trace())
+    moved = {layer for _, layer in context.trace.channels["attention_reuse.moved"]}
+    merged = {f"{layer}.attn1" for _, layer in context.trace.channels["tome.labels"]}
+    assert merged and moved == {layer for _, layer in context.trace.channels["attention_reuse.age"]} - merged
 
 
 # Stacks

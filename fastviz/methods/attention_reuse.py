@@ -220,8 +220,9 @@ class MapReuse:
      - on steps that reuse: the kept map is applied to new values
     """
 
-    def __init__(self, before, name, gamma, context, ledger):
-        self.before, self.name, self.gamma, self.context, self.ledger = before, name, gamma, context, ledger
+    def __init__(self, before, name, grid, gamma, context, ledger):
+        """grid: (h, w) of the tokens that ask, unless another method merged or left out some of them."""
+        self.before, self.name, self.grid, self.gamma, self.context, self.ledger = before, name, grid, gamma, context, ledger
         self.stores, self.kept = stored(gamma), None
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **others):
@@ -266,7 +267,8 @@ class OutputReuse(MapReuse):
 
 class Recording:
     """Adds to any kind, for a traced run: the age in steps of what was used (0: computed) at every step and layer and,
-    where it was used again, its staleness |A_i - A_j| / |A_i| (Frobenius) against what was not computed."""
+    where it was used again, its staleness |A_i - A_j| / |A_i| (Frobenius) against what was not computed, and how far it
+    has moved for each token (h, w), of the conditional half of the batch; the latter only where all tokens ask."""
 
     def __call__(self, attn, *args, **others):
         step, trace = self.context.step, self.context.trace
@@ -274,7 +276,11 @@ class Recording:
         trace.add("attention_reuse.age", step, self.name, np.int16(step - sources(self.gamma)[step]))
         if not self.gamma[step]:
             fresh = self.fresh(attn, *args, **others).float()
-            trace.add("attention_reuse.staleness", step, self.name, (fresh - self.stale()).norm() / fresh.norm())
+            change = fresh - self.stale()
+            trace.add("attention_reuse.staleness", step, self.name, change.norm() / fresh.norm())
+            moved = self.moved(change[-1], fresh[-1])
+            if len(moved) == math.prod(self.grid):
+                trace.add("attention_reuse.moved", step, self.name, moved.view(self.grid).half())
         return output
 
     def stale(self):
@@ -285,10 +291,20 @@ class RecordedMapReuse(Recording, MapReuse):
     def fresh(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **others):
         return attention_map(attn, hidden_states, encoder_hidden_states, attention_mask)
 
+    @staticmethod
+    def moved(change, fresh):
+        """Share of each token's attention that goes elsewhere by now, mean over the heads: (heads, N, M) -> (N,)."""
+        return change.abs().sum(-1).mean(0) / 2
+
 
 class RecordedOutputReuse(Recording, OutputReuse):
     def fresh(self, attn, *args, **others):
         return self.before(attn, *args, **others)
+
+    @staticmethod
+    def moved(change, fresh):
+        """Relative change of what each token gets: (N, C) -> (N,)."""
+        return change.norm(dim=-1) / fresh.norm(dim=-1)
 
 
 class RecordedCrossReuse(RecordedOutputReuse):
@@ -301,7 +317,7 @@ class RecordedCrossReuse(RecordedOutputReuse):
     def stale(self):
         return self.map
 
-    fresh = RecordedMapReuse.fresh
+    fresh, moved = RecordedMapReuse.fresh, staticmethod(RecordedMapReuse.moved)
 
 
 def processor(attn, knobs, traced):
@@ -335,6 +351,7 @@ def attach(pipe, knobs, context):
         if type(attn.processor).__name__ not in STANDARD:
             raise Refused(f"{name} uses {type(attn.processor).__name__}, and attention reuse knows only diffusers' "
                           "standard attention: remove what replaced it first.")
+    grids = {name: grid for name, _, grid in transformer_blocks(pipe.unet, context.grid)}
     frozen = {(step, part) for _, _, part in layers for step, computed in enumerate(gamma) if not computed}
     ledger = Ledger(context, FILL * free_bytes(pipe.unet.device))
     with ExitStack() as exits:
@@ -342,5 +359,6 @@ def attach(pipe, knobs, context):
         context.frozen |= frozen
         for name, attn, _ in layers:
             kind = processor(attn, knobs, context.trace is not None)
-            exits.enter_context(replaced(attn, processor=kind(attn.processor, name, gamma, context, ledger)))
+            reuse = kind(attn.processor, name, grids[name.rpartition(".")[0]], gamma, context, ledger)
+            exits.enter_context(replaced(attn, processor=reuse))
         yield pipe

@@ -211,7 +211,8 @@ class Merging:
 
 class RecordedMerging(Merging):
     """Adds, for a traced run, at every step and block: the merged token of each token (h, w), the positions of the
-    destinations, tokens in and out, and the cosines of the merged pairs; of the conditional half of the batch."""
+    destinations, tokens in and out, and the cosine of each merged source with its destination (h, w), NaN for all other
+    tokens; of the conditional half of the batch."""
 
     def prepare(self, x):
         super().prepare(x)
@@ -222,7 +223,13 @@ class RecordedMerging(Merging):
         add("tome.labels", step, self.name, self.slot[-1].view(self.size).int())
         add("tome.destinations", step, self.name, self.dst.int())
         add("tome.tokens", step, self.name, np.array([x.shape[1], x.shape[1] - self.merged], np.int32))
-        add("tome.similarity", step, self.name, self.similarity[-1].topk(self.merged).values.half())
+        add("tome.similarity", step, self.name, self.cosines().view(self.size).half())
+
+    def cosines(self):
+        merged = self.slot[-1][self.src] >= len(self.src) - self.merged
+        found = self.similarity.new_full((self.size[0] * self.size[1],), math.nan)
+        found[self.src[merged]] = self.similarity[-1][merged]
+        return found
 
 
 def active(unet, grid, knobs):
