@@ -9,6 +9,8 @@ import re
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from .. import models
 from ..request import BadRequest
 from ..trace import Trace
@@ -93,7 +95,7 @@ class Inside(Work):
 
         self.pictures[row.index] = estimates = self.estimates(pipe, channels, row.steps)
         strip = views.strip(views.activity(channels, [name for name, _ in self.blocks], row.steps))
-        return {"picture": png(row.image), "estimates": webp(views.sheet(estimates, COLUMNS)),
+        return {"picture": png(row.image), "estimates": webp(views.sheet(np.stack([np.asarray(each.convert("RGBA")) for each in estimates]), COLUMNS)),
                 "kinds": views.kinds(channels), "strip": png(strip)}
 
     def estimates(self, pipe, channels, steps):
