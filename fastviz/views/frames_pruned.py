@@ -1,0 +1,57 @@
+"""Tokens that were left out over the picture: which, how important each was, and what was copied in their place."""
+
+import numpy as np
+
+from . import frames_paint as p
+from .frames_merged import means
+
+DARK = np.array((0, 0, 0, 178), np.uint8)  # over a token that is left out
+
+
+def captions(channels, layer):
+    """{step: `379 of 1024 tokens kept`}"""
+    masks = p.recorded(channels, "atedm.kept", layer)
+    new = p.changed(masks)
+    return {step: "all tokens kept" if mask.all() else
+            p.aged(f"{mask.sum()} of {mask.size} tokens kept", step, new[step]) for step, mask in masks.items()}
+
+
+def kept(channels, layer, steps, picture):
+    """Left out tokens dimmed."""
+    cells = p.recorded(channels, "atedm.kept", layer)
+    drawn = p.enlarged(np.where(p.stacked(cells)[..., None], np.uint8(0), DARK))
+    legend = [("#4d4d4d", "darkened: left out"), ("#ffffff", "clear: worked on to the end")]
+    sentence = ("The later layers of this part of the network leave out the darkened squares (tokens), which are filled in "
+                "after the last one.")
+    return p.framed(drawn, cells, steps, legend, sentence, captions(channels, layer))
+
+
+def importance(channels, layer, steps, picture):
+    """How much attention each token got, on a fixed scale."""
+    cells = p.recorded(channels, "atedm.importance", layer)
+    values = np.maximum(p.stacked(cells).astype(np.float32), 1e-3)
+    drawn = p.enlarged(p.heat((np.log2(values) + 2) / 4))
+    legend = p.scale("a quarter of the average or less", "average", "4 times the average or more")
+    sentence = "Bright squares (tokens) get the most attention, and the darkest ones are left out."
+    return p.framed(drawn, cells, steps, legend, sentence, captions(channels, layer))
+
+
+def copies(found):
+    """Which tokens get the value of another one, from sources (S, h, w): places in the grid, -1 for none."""
+    return (found >= 0) & (found != np.arange(found[0].size).reshape(found.shape[1:]))
+
+
+def source(channels, layer, steps, picture):
+    """Each left out token in the mean colour of the one whose value it gets; dimmed where it gets none."""
+    cells = p.recorded(channels, "atedm.source", layer)
+    found = p.stacked(cells).astype(np.int64)
+    copied, alone = copies(found), found < 0
+    colours = means(picture, found.shape[1:]).reshape(-1, 3)[np.maximum(found, 0)]
+    canvas = p.squares(np.where(copied, p.packed(p.opaque(colours)), np.where(alone, p.packed(DARK), 0)))
+    p.lines(canvas, found, copied, p.packed(p.opaque(p.contrast(colours, 0.2))))
+    legend = [("#808080", "flat colour: left out, in the mean colour of the square whose value it gets"),
+              ("#ffffff", "picture: worked on to the end")]
+    legend += [("#4d4d4d", "darkened: left out, and gets no other square's value")] if alone.any() else []
+    sentence = ("Each square (token) that was left out gets the value of one that was kept, and is painted here in that "
+                "one's colour.")
+    return p.framed(p.pictures(canvas), cells, steps, legend, sentence, captions(channels, layer))

@@ -1,0 +1,431 @@
+"""Overlays against slow, obvious loops on small records, and on traces of real runs of every method."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fastviz import run, views
+from fastviz.methods import atedm, attention_reuse, tome
+from fastviz.patch import transformer_blocks
+from fastviz.request import Request
+from fastviz.trace import Trace
+from fastviz.views import frames_merged, frames_paint
+from fastviz.views.frames import KINDS, laid
+
+TRANSFORMER = "up_blocks.1.attentions.0"
+BLOCK = f"{TRANSFORMER}.transformer_blocks.1"
+SIZES = ((6, 9), (20, 17))  # 8 and 4 pixels a token
+
+
+def picture_of(size, seed=0):
+    noise = np.random.default_rng(seed).integers(0, 256, (size[0] * 8, size[1] * 8, 3), np.uint8)
+    return Image.fromarray(noise)
+
+
+def merged(size, seed, left=0.5):
+    """Labels (h, w) and destinations as merging makes them: unmerged sources first, then destinations."""
+    draw, tokens = np.random.default_rng(seed), size[0] * size[1]
+    dst = np.sort(draw.choice(tokens, tokens // 4, replace=False))
+    src = np.setdiff1d(np.arange(tokens), dst)
+    alone = np.sort(draw.choice(src, int(left * len(src)), replace=False))
+    labels = np.empty(tokens, np.int32)
+    labels[alone], labels[dst] = np.arange(len(alone)), len(alone) + np.arange(len(dst))
+    joining = np.setdiff1d(src, alone)
+    labels[joining] = len(alone) + draw.integers(len(dst), size=len(joining))
+    return labels.reshape(size), dst.astype(np.int32)
+
+
+def tome_channels(size, steps, **told):
+    made = {step: merged(size, step, **told) for step in steps}
+    return {"tome.labels": {(step, BLOCK): labels for step, (labels, _) in made.items()},
+            "tome.destinations": {(step, BLOCK): dst for step, (_, dst) in made.items()}}
+
+
+def cell(images, step, y, x, k):
+    return images[step, y * k:(y + 1) * k, x * k:(x + 1) * k]
+
+
+# Merged tokens
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_group_has_the_mean_colour_of_its_pixels_and_tokens_alone_show_the_picture(size):
+    channels, picture, k = tome_channels(size, (1, 3)), picture_of(size), 8 if size == SIZES[0] else 4
+    pixels = np.asarray(picture).astype(float)
+    found = views.frames(channels, "groups", BLOCK, 5, picture)
+    assert found.images.shape == (5, size[0] * k, size[1] * k, 4) and found.images.dtype == np.uint8
+    for step in (1, 3):
+        labels = channels["tome.labels"][step, BLOCK]
+        for label in range(labels.max() + 1):
+            members = list(zip(*np.nonzero(labels == label)))
+            mean = np.mean([pixels[y * 8:y * 8 + 8, x * 8:x * 8 + 8].mean((0, 1)) for y, x in members], 0)
+            for y, x in members:
+                corner = cell(found.images, step, y, x, k)[0, 0]
+                if len(members) == 1:
+                    assert not cell(found.images, step, y, x, k)[:-1, :-1].any()
+                else:
+                    assert corner[3] == 255 and np.abs(corner[:3] - mean).max() <= 0.51
+    assert not found.images[[0, 2, 4]].any()
+    assert [text == "not active here" for text in found.captions] == [True, False, True, False, True]
+    labels = channels["tome.labels"][1, BLOCK]
+    assert found.captions[1] == f"{labels.size} -> {labels.max() + 1} tokens"
+
+
+@pytest.mark.parametrize("kind", ("groups", "labels"))
+@pytest.mark.parametrize("size", SIZES)
+def test_lines_run_between_different_groups_only(size, kind):
+    channels, k = tome_channels(size, (0,)), 8 if size == SIZES[0] else 4
+    images = views.frames(channels, kind, BLOCK, 1, picture_of(size)).images
+    labels = channels["tome.labels"][0, BLOCK]
+    count = np.bincount(labels.ravel())[labels]
+    seen = {True: 0, False: 0}
+    for y, x in np.ndindex(*size):
+        one = cell(images, 0, y, x, k)
+        for dy, dx, edge in ((0, 1, one[0, -1]), (1, 0, one[-1, 0])):
+            if y + dy < size[0] and x + dx < size[1]:
+                there = (y + dy, x + dx)
+                line = labels[y, x] != labels[there] and max(count[y, x], count[there]) > 1
+                assert (edge != one[0, 0]).any() == line
+                seen[bool(line)] += 1
+    assert min(seen.values()) > 5
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_dots_mark_destinations_that_something_merged_into(size):
+    channels, k = tome_channels(size, (0,)), 8 if size == SIZES[0] else 4
+    images = views.frames(channels, "groups", BLOCK, 1, picture_of(size)).images
+    labels, dst = channels["tome.labels"][0, BLOCK], channels["tome.destinations"][0, BLOCK]
+    count = np.bincount(labels.ravel())[labels]
+    for y, x in np.ndindex(*size):
+        one = cell(images, 0, y, x, k)
+        dot = (one[k // 2, k // 2] != one[0, 0]).any()
+        assert dot == (y * size[1] + x in dst and count[y, x] > 1)
+
+
+def test_colours_of_groups_are_distinct_and_stay_with_their_destination():
+    size = (16, 16)
+    channels = tome_channels(size, range(3))
+    images = views.frames(channels, "labels", BLOCK, 3, picture_of(size)).images
+    colours = {}
+    for step in range(3):
+        labels, dst = channels["tome.labels"][step, BLOCK], channels["tome.destinations"][step, BLOCK]
+        count = np.bincount(labels.ravel())
+        for rank, label in enumerate(labels.flat[dst]):
+            found = {tuple(cell(images, step, y, x, 8)[0, 0]) for y, x in zip(*np.nonzero(labels == label))}
+            if count[label] > 1:
+                assert len(found) == 1 and colours.setdefault(rank, found) == found
+    assert all(colours[rank] != colours[rank + 1] for rank in colours if rank + 1 in colours)
+
+
+@pytest.mark.parametrize("columns", (4, 8, 12, 16, 24, 32, 48, 64))
+def test_neighbouring_destinations_differ_in_colour(columns):
+    """In a grid of cells as wide as those of the usual sizes of pictures."""
+    rank = np.arange(3 * columns).reshape(3, columns)
+    colour = frames_merged.STRIDE * rank % len(frames_merged.PALETTE)
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        one, other = colour[:3 - dy, max(0, -dx):columns - max(0, dx)], colour[dy:, max(0, dx):columns + min(0, dx)]
+        assert (one != other).all()
+
+
+def test_colours_are_told_apart():
+    colours = frames_merged.PALETTE
+    assert colours.min() >= 0 and colours.max() <= 255
+    distance = np.abs(colours[:, None] - colours[None]).sum(-1) + 1000 * np.eye(len(colours))
+    assert distance.min() > 30
+
+
+def test_a_match_that_serves_several_steps_tells_its_step():
+    channels = tome_channels((8, 8), (0, 1))
+    for name in channels:
+        channels[name][2, BLOCK] = channels[name][1, BLOCK]
+    told = views.frames(channels, "groups", BLOCK, 3, picture_of((8, 8))).captions
+    assert told[2] == f"{told[1]}, chosen at step 2" and "chosen" not in told[0] + told[1]
+
+
+def test_nothing_merged_is_told():
+    labels = np.arange(64, dtype=np.int32).reshape(8, 8)
+    channels = {"tome.labels": {(0, BLOCK): labels}, "tome.destinations": {(0, BLOCK): np.arange(48, 64)},
+                "tome.similarity": {(0, BLOCK): np.full((8, 8), np.nan, np.float16)}}
+    for kind in views.kinds(channels):
+        found = views.frames(channels, kind, BLOCK, 1, picture_of((8, 8)))
+        assert not found.images.any() and found.captions == ["nothing merged"]
+
+
+def test_what_was_least_alike_is_brightest():
+    values = np.linspace(0.7, 1, 63)
+    cosines = np.append(values, np.nan).astype(np.float16).reshape(8, 8)
+    channels = tome_channels((8, 8), (0,)) | {"tome.similarity": {(0, BLOCK): cosines}}
+    found = views.frames(channels, "similarity", BLOCK, 1, picture_of((8, 8)))
+    at = found.images[0, ::8, ::8].reshape(64, 4)
+    assert rising(at[:63][::-1]) and not at[63].any()
+    assert found.legend[-1] == ("#fcfdbf", "70 % alike") and (at[0, :3] == (0xfc, 0xfd, 0xbf)).all()
+
+
+# Heat
+
+def rising(rgba):
+    """Whether brightness and alpha both grow along (n, 4), and at all."""
+    bright, alpha = rgba[:, :3] @ (0.2126, 0.7152, 0.0722), rgba[:, 3].astype(int)
+    return (np.diff(bright) >= -0.5).all() and bright[-1] > bright[0] + 100 and (np.diff(alpha) >= 0).all() and alpha[0] < alpha[-1]
+
+
+def test_heat_is_monotone_and_leaves_the_picture_visible():
+    rgba = frames_paint.heat(np.linspace(0, 1, 500))
+    assert rising(rgba) and 0 < rgba[:, 3].min() and rgba[:, 3].max() < 255
+    ends = frames_paint.heat(np.array([-3.0, 0, 1, np.inf, np.nan]))
+    assert (ends[0] == ends[1]).all() and (ends[2] == ends[3]).all() and not ends[4].any()
+
+
+# Left out tokens
+
+def pruned(size, steps, seed=0):
+    """Channels with a third of the tokens kept and every other one a copy of one of them."""
+    draw, tokens, channels = np.random.default_rng(seed), size[0] * size[1], {}
+    for step in steps:
+        kept = np.sort(draw.choice(tokens, tokens // 3, replace=False))
+        source = draw.choice(kept, tokens)
+        source[kept] = kept
+        told = {"kept": np.isin(np.arange(tokens), kept), "source": source.astype(np.int32),
+                "importance": draw.lognormal(size=tokens).astype(np.float16)}
+        for name, values in told.items():
+            channels.setdefault(f"atedm.{name}", {})[step, TRANSFORMER] = values.reshape(size)
+    return channels
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_exactly_what_was_left_out_is_dimmed(size):
+    channels, k = pruned(size, (0, 2)), 8 if size == SIZES[0] else 4
+    found = views.frames(channels, "kept", BLOCK, 3, picture_of(size))
+    for step in (0, 2):
+        for y, x in np.ndindex(*size):
+            kept = channels["atedm.kept"][step, TRANSFORMER][y, x]
+            assert (cell(found.images, step, y, x, k) == ((0, 0, 0, 0) if kept else (0, 0, 0, 178))).all()
+    tokens = size[0] * size[1]
+    assert found.captions == [f"{tokens // 3} of {tokens} tokens kept", "not active here", f"{tokens // 3} of {tokens} tokens kept"]
+
+
+def test_every_layer_of_a_transformer_shows_what_it_left_out():
+    channels, picture = pruned((8, 8), (0,)), picture_of((8, 8))
+    for kind in views.kinds(channels):
+        one, other, elsewhere = (views.frames(channels, kind, name, 1, picture).images for name in (
+            f"{TRANSFORMER}.transformer_blocks.0", BLOCK, "up_blocks.1.attentions.1.transformer_blocks.0"))
+        assert one.any() and (one == other).all() and not elsewhere.any()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_copy_has_the_mean_colour_of_its_source(size):
+    channels, picture, k = pruned(size, (0,)), picture_of(size), 8 if size == SIZES[0] else 4
+    source, pixels = channels["atedm.source"][0, TRANSFORMER], np.asarray(picture).astype(float)
+    images = views.frames(channels, "source", BLOCK, 1, picture).images
+    for y, x in np.ndindex(*size):
+        v, u = divmod(int(source[y, x]), size[1])
+        corner = cell(images, 0, y, x, k)[0, 0]
+        if (v, u) == (y, x):
+            assert not corner.any()
+        else:
+            mean = pixels[v * 8:v * 8 + 8, u * 8:u * 8 + 8].mean((0, 1))
+            assert corner[3] == 255 and np.abs(corner[:3] - mean).max() <= 0.51
+
+
+def test_tokens_that_get_no_value_of_another_are_dimmed_and_copies_are_offered_only_where_there_are_any():
+    channels = pruned((8, 8), (0,))
+    kept = channels["atedm.kept"][0, TRANSFORMER]
+    assert list(views.kinds(channels)) == ["kept", "importance", "source"]
+    channels["atedm.source"][1, TRANSFORMER] = np.where(kept, np.arange(64).reshape(8, 8), -1)
+    found = views.frames(channels, "source", BLOCK, 2, picture_of((8, 8)))
+    assert ((found.images[1, ::8, ::8] == (0, 0, 0, 178)).all(-1) == ~kept).all() and len(found.legend) == 3
+    del channels["atedm.source"][0, TRANSFORMER]
+    assert list(views.kinds(channels)) == ["kept", "importance"]
+
+
+def test_importance_is_heat_on_a_fixed_scale():
+    channels, values = pruned((8, 8), (0, 1)), np.geomspace(0.25, 4, 64).reshape(8, 8)
+    for step, scaled in enumerate((values, np.minimum(values * 4, 100))):
+        channels["atedm.importance"][step, TRANSFORMER] = scaled.astype(np.float16)
+    images = views.frames(channels, "importance", BLOCK, 2, picture_of((8, 8))).images[:, ::8, ::8].reshape(2, 64, 4)
+    assert rising(images[0])
+    average = np.abs(values.ravel() * 4 - 1).argmin(), np.abs(values.ravel() - 1).argmin()
+    assert np.abs(images[1, average[0]].astype(int) - images[0, average[1]]).max() <= 8
+    assert (images[1, 32:] == images[1, -1]).all()  # four times the average and more
+
+
+# Reused attention
+
+def test_moved_attention_is_heat_and_steps_that_compute_are_clear():
+    values = np.linspace(0, 1, 64).astype(np.float16).reshape(8, 8)
+    ages = {(step, f"{BLOCK}.{part}"): np.int16(age) for part in ("attn1", "attn2") for step, age in enumerate((0, 1, 0, 1, 2))}
+    channels = {"attention_reuse.age": ages, "attention_reuse.moved": {
+        (step, f"{BLOCK}.attn1"): values * scale for step, scale in ((1, 1), (4, 0.5))}}
+    assert list(views.kinds(channels)) == ["moved.self"]
+    found = views.frames(channels, "moved.self", BLOCK, 5, picture_of((8, 8)))
+    at = found.images[:, ::8, ::8].reshape(5, 64, 4)
+    assert rising(at[1]) and np.abs(at[4, -1].astype(int) - at[1, 32]).max() <= 8 and not at[[0, 2, 3]].any()
+    assert found.captions == ["computed", "attention of step 1, 1 step old", "computed",
+                              "attention of step 3, 1 step old, not recorded by place", "attention of step 3, 2 steps old"]
+    other = views.frames(channels, "moved.cross", BLOCK, 5, picture_of((8, 8)))
+    assert not other.images.any() and other.sentence.startswith("Nothing to see") and other.captions[0] == "computed"
+
+
+# Attention maps
+
+def test_a_words_maps_share_their_scale_and_stay_until_the_next_one():
+    draw = np.random.default_rng(0)
+    maps = {(step, f"{BLOCK}.attn2"): (draw.random((3, 8, 8)) * top).astype(np.float16) for step, top in ((1, 0.1), (3, 0.4))}
+    maps[3, f"{BLOCK}.attn2"][1].flat[0] = 0.5
+    found = views.words({"attention.cross": maps}, BLOCK, 5, 1)
+    at = found.images[:, ::8, ::8].reshape(5, 64, 4)
+    assert not at[0].any() and (at[1] == at[2]).all() and (at[3] == at[4]).all() and at[1, :, 3].max() < at[3, :, 3].max()
+    for step in (1, 3):
+        expected = frames_paint.heat(maps[step, f"{BLOCK}.attn2"][1].astype(np.float32).ravel() / 0.5)
+        assert (at[step] == expected).all()
+    assert found.legend[-1] == ("#fcfdbf", "50 % of a square's attention") and found.legend[1][1].startswith("25 %")
+    assert found.captions[0] == "not recorded" and found.captions[3:] == ["at most 50 %", "at most 50 %, recorded at step 4"]
+
+
+@pytest.mark.parametrize("place, token", (((0.0, 0.0), (0, 0)), ((0.3, 0.8), (2, 4)), ((1.0, 1.0), (7, 5)), ((-1, 9), (0, 5))))
+def test_a_place_is_framed_and_shows_where_it_looks(place, token):
+    values = np.random.default_rng(0).integers(0, 256, (8, 6, 8, 6), np.uint8)
+    found = views.point({"attention.self": {(1, f"{BLOCK}.attn1"): values}}, BLOCK, 3, place)
+    assert found.images.shape == (3, 64, 48, 4) and not found.images[0].any()
+    assert (found.images[1] == found.images[2]).all()
+    assert found.captions == ["not recorded", "attention", "attention, recorded at step 2"]
+    for y, x in np.ndindex(8, 6):
+        one, heat = cell(found.images, 1, y, x, 8), frames_paint.heat(np.float32(values[token][y, x] / 255))
+        assert (one[3:5, 3:5] == heat).all()
+        ring = np.concatenate([one[0], one[-1], one[:, 0], one[:, -1]])
+        assert (ring == ((0, 0, 0, 255) if (y, x) == token else heat)).all()
+
+
+def test_without_maps_words_and_places_show_nothing():
+    for found in (views.words({}, BLOCK, 4, 1), views.point({}, BLOCK, 4, (0.5, 0.5))):
+        assert len(found.images) == 4 and not found.images.any() and found.captions == ["not recorded"] * 4
+        assert found.sentence == "Attention was not recorded in this part of the network."
+
+
+# Nothing recorded
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_nothing_was_recorded_nothing_is_drawn(kind):
+    channels = tome_channels((8, 8), (0, 1)) | pruned((8, 8), (0, 1))
+    found = views.frames(channels, kind, "mid_block.attentions.0.transformer_blocks.0", 4, picture_of((8, 8)))
+    assert len(found.images) == 4 and not found.images.any() and found.captions == ["not active here"] * 4
+    assert found.sentence.startswith("Nothing to see")
+
+
+def test_no_records_allow_no_kinds():
+    assert views.kinds({}) == {} and views.kinds({"attention.self": {(0, f"{BLOCK}.attn1"): 1}}) == {}
+
+
+def test_a_trace_that_ran_full_is_drawn_as_far_as_it_goes(tiny_pipe):
+    whole = real(tiny_pipe, (tome.Knobs(), atedm.Knobs(tau=0))).channels
+    for budget in range(500, 40_000, 3_700):
+        trace = Trace(budget)
+        for channel, cells in whole.items():
+            for (step, layer), value in cells.items():
+                trace.add(channel, step, layer, value)
+        for kind in views.kinds(trace.channels):
+            for name in ("down_blocks.0.attentions.0.transformer_blocks.1", BLOCK):
+                assert len(views.frames(trace.channels, kind, name, 4, picture_of((16, 16))).images) == 4
+
+
+# Real runs
+
+def real(pipe, stack, steps=4):
+    return run.generate(pipe, Request("a cat", size=128, seed=1), stack, steps, trace=Trace()).trace
+
+
+STACKS = {
+    "tome": ((tome.Knobs(),), ["groups", "labels", "similarity"]),
+    "tome, deep and by floor": ((tome.Knobs(max_downsample=8, floor=0.5, every=2),), ["groups", "labels", "similarity"]),
+    "atedm": ((atedm.Knobs(),), ["kept", "importance", "source"]),
+    "atedm, apart": ((atedm.Knobs(guidance="apart", points="each", tau=0),), ["kept", "importance", "source"]),
+    "atedm, filled with nothing": ((atedm.Knobs(recover="zero"),), ["kept", "importance"]),
+    "maps": ((attention_reuse.Knobs(share=0.5),), ["moved.self", "moved.cross"]),
+    "outputs": ((attention_reuse.Knobs(share=0.5, keep="output"),), ["moved.self", "moved.cross"]),
+    "cross maps": ((attention_reuse.Knobs(share=0.5, maps="cross"),), ["moved.cross"]),
+    "a stack": ((tome.Knobs(), atedm.Knobs(), attention_reuse.Knobs(share=0.5)), [*KINDS]),
+    "the full model": ((), []),
+}
+
+
+@pytest.mark.parametrize("stack, kinds", STACKS.values(), ids=STACKS)
+def test_every_block_of_a_real_run_is_drawn(tiny_pipe, stack, kinds):
+    channels, picture = real(tiny_pipe, stack).channels, picture_of((16, 16))
+    assert list(views.kinds(channels)) == kinds
+    for kind in kinds:
+        drawn = 0
+        for name, _, size in transformer_blocks(tiny_pipe.unet, (16, 16)):
+            found = views.frames(channels, kind, name, 4, picture)
+            assert found.images.shape[0] == len(found.captions) == 4
+            plain(found)
+            if found.images.any():
+                drawn += 1
+                assert found.images.shape[1:3] == (8 * size[0], 8 * size[1])
+            shown = [text for text, image in zip(found.captions, found.images) if not image.any()]
+            assert all(re.search("not active|nothing|all tokens|computed|by place", text) for text in shown)
+        assert drawn
+
+
+def plain(found):
+    """Text is ASCII, one sentence, and a short legend of colours."""
+    assert len(found.sentence) < 160 and found.sentence.endswith(".") and ". " not in found.sentence
+    assert 1 <= len(found.legend) <= 5 and all(re.fullmatch("#[0-9a-f]{6}", colour) for colour, _ in found.legend)
+    for text in (found.sentence, *found.captions, *(text for _, text in found.legend)):
+        assert text.isascii() and text and "nan" not in text.lower()
+
+
+def test_all_text_is_plain():
+    maps = np.random.default_rng(0).random((3, 8, 8)).astype(np.float16)
+    channels = {"attention.cross": {(0, f"{BLOCK}.attn2"): maps / 20},
+                "attention.self": {(0, f"{BLOCK}.attn1"): np.full((8, 8, 8, 8), 9, np.uint8)}}
+    plain(views.words(channels, BLOCK, 2, 0))
+    plain(views.point(channels, BLOCK, 2, (0, 0)))
+    assert all(label.isascii() and len(label) < 60 for _, _, label, _ in KINDS.values())
+
+
+# Export
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 23), st.integers(1, 5), st.integers(1, 4), st.integers(1, 12))
+def test_a_sheet_holds_every_frame_in_its_place(steps, h, w, columns):
+    images = np.random.default_rng(steps).integers(0, 256, (steps, h, w, 4), np.uint8)
+    found = views.sheet(images, columns)
+    pixels, wide = np.asarray(found), min(columns, steps)
+    assert found.mode == "RGBA" and found.size == (wide * w, -(-steps // wide) * h)
+    for i in range(wide * -(-steps // wide)):
+        y, x = divmod(i, wide)
+        assert (pixels[y * h:(y + 1) * h, x * w:(x + 1) * w] == (images[i] if i < steps else 0)).all()
+
+
+@pytest.mark.parametrize("suffix", ("gif", "webp"))
+@pytest.mark.parametrize("several", (False, True))
+def test_an_animation_opens_with_its_frames(tmp_path, suffix, several):
+    images = np.zeros((6, 32, 32, 4), np.uint8)
+    for step in range(6):
+        images[step, 4 * step:4 * step + 4] = (255, 40 * step, 0, 255)
+    base = [picture_of((8, 8), seed).resize((64, 64)) for seed in (range(6) if several else (0,))]
+    path = tmp_path / f"a.{suffix}"
+    views.animation(base, images, path)
+    with Image.open(path) as found:
+        assert found.n_frames == 6 and found.size == (64, 64) and found.info.get("loop") == 0
+        durations = []
+        for step in range(6):
+            found.seek(step)
+            seen = np.asarray(found.convert("RGB")).astype(int)
+            expected = np.asarray(laid(base[step if several else 0], images[step])).astype(int)
+            durations.append(found.info["duration"])
+            bar = (slice(8 * step, 8 * step + 8), slice(None))
+            assert np.abs(seen - expected)[bar].mean() < 20
+            assert suffix == "gif" or (seen == expected).all()
+    assert durations[-1] >= 1000 and all(100 <= each <= 150 for each in durations[:-1])
+
+
+def test_overlays_are_enlarged_without_smoothing_and_pictures_to_their_size():
+    overlay = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8)
+    overlay[..., 3] = 255
+    found = np.asarray(laid(picture_of((8, 8)), overlay))
+    assert (found == overlay[..., :3].repeat(8, 0).repeat(8, 1)).all()
+    assert laid(Image.new("L", (4, 4)), overlay).size == (8, 8)
