@@ -1,4 +1,4 @@
-"""Command line: compare, doctor, fetch, bench, search. Results go to stdout, JSON line last; progress and sentences to stderr."""
+"""Command line: compare, doctor, fetch, fit, bench, search. Results go to stdout, JSON line last; the rest to stderr."""
 
 import argparse
 import json
@@ -22,8 +22,10 @@ def arguments():
     fetch = commands.add_parser("fetch", help="bring what is not shipped")
     fetch.add_argument("what", choices=["lpips"], help="the ImageNet backbone of LPIPS")
     fetch.add_argument("--net", choices=["alex", "vgg", "squeeze"], default="alex")
+    fit = commands.add_parser("fit", help="fit a schedule to a model", add_help=False)
+    fit.add_argument("which", choices=["olss"])
     bench = commands.add_parser("bench", help="measure side by side with peers, or count against papers", add_help=False)
-    bench.add_argument("which", choices=["local", "flops", "claims", "blocks"])
+    bench.add_argument("which", choices=["local", "flops", "claims", "blocks", "olss"])
     search = commands.add_parser("search", help="search a schedule on this model, or see why one is good", add_help=False)
     search.add_argument("which", choices=["reuse", "one-reuse"])
     return parser
@@ -104,9 +106,16 @@ def run_fetch(args):
 
 
 def run_bench(args, rest):
-    from .bench import blocks, claims, flops, local
+    from .bench import blocks, claims, flops, local, olss
 
-    return {"local": local, "flops": flops, "claims": claims, "blocks": blocks}[args.which].main(rest) or 0
+    commands = {"local": local, "flops": flops, "claims": claims, "blocks": blocks, "olss": olss}
+    return commands[args.which].main(rest) or 0
+
+
+def run_fit(args, rest):
+    from .fit import olss
+
+    return {"olss": olss}[args.which].main(rest)
 
 
 def run_search(args, rest):
@@ -118,13 +127,12 @@ def run_search(args, rest):
 def main(argv=None):
     """Returns the exit code: 0 all is well, 1 something failed, 2 bad input, 70 the device is lost, 130 stopped."""
     args, rest = arguments().parse_known_args(argv)
-    if rest and args.command not in ("bench", "search"):
+    apart = {"bench": run_bench, "fit": run_fit, "search": run_search}  # commands with options of their own
+    if rest and args.command not in apart:
         arguments().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        if args.command == "bench":
-            return run_bench(args, rest)
-        if args.command == "search":
-            return run_search(args, rest)
+        if args.command in apart:
+            return apart[args.command](args, rest)
         return {"compare": run_compare, "doctor": run_doctor, "fetch": run_fetch}[args.command](args)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from . import cost, metrics, models
-from .methods import few_step, method_of
+from .methods import few_step, method_of, steps_of
 from .patch import Refused
 from .request import BadRequest, stack_keys, stack_text
 from .run import Failed, Lost, Run, Stopped, failure, generate, guided, warm
@@ -103,8 +103,7 @@ def solver_of(stack):
 
 def lane_of(index, stack, request):
     knobs = solver_of(stack)
-    steps = None if knobs and knobs.match else few_step.plan(knobs, request.steps) if knobs else request.steps
-    return Lane(index, stack, steps)
+    return Lane(index, stack, None if knobs and knobs.match else steps_of(stack, request.steps))
 
 
 def settle(lane, lanes):
@@ -120,15 +119,16 @@ def settle(lane, lanes):
 
 def prepare(pipe, request, lane, lanes, stop):
     """Settles the steps of `lane` and warms it up. The full model is warmed up in every request, because a device that
-    was idle is slow at first and the reference would suffer; other rows once per process, and those that change only the
-    scheduler never: their network is the full model's."""
+    was idle is slow at first and the reference would suffer; other rows once per process, without their scheduler, and
+    those that change only the scheduler never: their network is the full model's."""
     if lane.steps is None:
         settle(lane, lanes)
-    if all(method_of(knobs).ROLE == "scheduler" for knobs in lane.stack):
+    stack = tuple(knobs for knobs in lane.stack if method_of(knobs).ROLE != "scheduler")
+    if not stack:
         return
-    key = request.model, request.size, guided(pipe, request), lane.stack
+    key = request.model, request.size, guided(pipe, request), stack
     if lane.index == 0 or key not in warmed:
-        run = warm(pipe, request, lane.stack, stop=stop)
+        run = warm(pipe, request, stack, steps=lane.steps, stop=stop)
         if len(warmed) >= KEPT:
             warmed.pop(next(iter(warmed)))
         warmed[key] = run and run.steps[-1]

@@ -16,8 +16,7 @@ from torch.utils.flop_counter import flop_registry
 from .methods import attached, method_of
 from .models import quiet
 from .patch import replaced
-from .run import guided
-from .trace import Context
+from .run import context_of, guided
 
 KEPT = 256  # counts that are remembered
 counted, lock = {}, threading.Lock()
@@ -133,7 +132,7 @@ def flops(pipe, request, stack, steps):
 def count(pipe, request, stack, steps):
     side, pair, mode = request.size // pipe.vae_scale_factor, guided(pipe, request), Flops()
     latents = torch.empty(1, pipe.unet.config.in_channels, side, side, device="meta")
-    context = Context(steps, request.seed, (side, side), pipe.device.type)
+    context = context_of(pipe, request, steps, (side, side))
     with on_meta(pipe) as bare, mode:
         prompt, negative = bare.encode_prompt(request.prompt, torch.device("meta"), 1, pair)
         text = mode.total

@@ -65,6 +65,11 @@ def guided(pipe, request):
     return request.guidance > 1 and pipe.unet.config.time_cond_proj_dim is None
 
 
+def context_of(pipe, request, steps, grid, trace=None):
+    """The Context of a run of `steps` sampling steps on latents of grid (h, w)."""
+    return Context(steps, request.seed, grid, pipe.device.type, request.guidance, trace=trace)
+
+
 class Clock:
     """Marks points in time and waits for the device only at the end. On a GPU the marks are events in its stream."""
 
@@ -174,7 +179,7 @@ def free():
 
 def sample(pipe, request, stack, steps, on_step, stop, trace):
     start = noise(pipe, request)
-    context = Context(steps, request.seed, tuple(start.shape[2:]), pipe.device.type, trace=trace)
+    context = context_of(pipe, request, steps, tuple(start.shape[2:]), trace)
     pipe = copy.copy(pipe)  # a call leaves its arguments on the pipeline object: let it leave them on a copy
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     with replaced(pipe, scheduler=scheduler, _progress_bar_config={"disable": True}), \
@@ -213,15 +218,16 @@ def timed(pipe, request, latents, clock, context, on_step, stop):
     return latents, image
 
 
-def warm(pipe, request, stack, *, stop=None):
+def warm(pipe, request, stack, *, steps=None, stop=None):
     """Pays for what only a first run costs: kernels chosen, memory grown. A run of two steps -> its Run; None when a
-    method refuses so few, as one with a schedule of its own does: then the first two of the request's steps."""
-    few, done = min(WARM_UP_STEPS, request.steps), []
+    method refuses so few, as one with a schedule of its own does: then the first two of `steps`, the request's if None."""
+    steps = steps or request.steps
+    few, done = min(WARM_UP_STEPS, steps), []
     try:
         return generate(pipe, request, stack, few, stop=stop)
     except Refused:
         with suppress(Stopped):
-            generate(pipe, request, stack, request.steps, on_step=lambda i, n: done.append(i),
+            generate(pipe, request, stack, steps, on_step=lambda i, n: done.append(i),
                      stop=lambda: len(done) == few or bool(stop and stop()))
     if stop and stop():
         raise Stopped

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests. The tiny pipeline is made of real classes at tiny size with seeded random weights."""
 
 import os
+from contextlib import contextmanager
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -33,6 +34,47 @@ def make_tiny():
 def tiny_pipe():
     """A StableDiffusionPipeline of 32 channels for latents of 16 x 16 or more (128 px), eight parts in a second."""
     return make_tiny()
+
+
+@contextmanager
+def at_home(pipe, folder):
+    """Lets a pipeline that was made here believe that it was loaded from `folder`, where its U-Net's weights then lie."""
+    from diffusers.configuration_utils import FrozenDict
+
+    from fastviz.patch import replaced
+
+    pipe.unet.save_pretrained(folder / "unet")
+    with replaced(pipe, _internal_dict=FrozenDict({**pipe.config, "_name_or_path": str(folder)})):
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def olss_files(tiny_pipe, tmp_path_factory):
+    """A folder of OLSS coefficients fitted to the tiny pipeline as the model `stickers`: 4 and 10 steps, guidance 3."""
+    from fastviz import fitted
+    from fastviz.fit import calibrate, olss, solvers, subspace
+    from fastviz.request import Request
+    from fastviz.search.network import Network
+
+    folder, config = tmp_path_factory.mktemp("assets") / "stickers" / "model", dict(tiny_pipe.scheduler.config)
+    known = calibrate.study(config, 20, [Network(tiny_pipe, [Request("a cat", seed=1, size=128, methods="full")])], [], [])
+    with at_home(tiny_pipe, folder):
+        belongs = {"guidance": 3.0, "weights": fitted.weights(folder)}
+    (folder.parent / "olss").mkdir()
+    for n in (4, 10):
+        nodes = calibrate.nodes_of(known, "olss", n)
+        timesteps = known.full.timesteps[nodes].tolist()
+        prior = solvers.combination(solvers.at(config, "unipc", timesteps))
+        found = solvers.linear(config, timesteps, subspace.coefficients(known.R, nodes, prior, 1e-3), belongs)
+        olss.save(found, folder.parent / "olss" / f"olss-{n}-guidance-3.json")
+    return folder.parent / "olss"
+
+
+@pytest.fixture(scope="module")
+def tiny_home(tiny_pipe, olss_files):
+    """The tiny pipeline in a folder, with the coefficients beside it."""
+    with at_home(tiny_pipe, olss_files.parent / "model") as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

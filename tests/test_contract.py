@@ -1,4 +1,5 @@
-"""What every method promises, whatever it does: parametrised over METHODS and one stack of all that stack."""
+"""What every method promises, whatever it does: parametrised over METHODS and, for each scheduler, a stack of all that
+stack with it."""
 
 import gc
 import itertools
@@ -10,17 +11,21 @@ import pytest
 import torch
 
 from fastviz.cost import flops, total
-from fastviz.methods import METHODS, attached, few_step, full
+from fastviz.methods import METHODS, attached, full, steps_of
 from fastviz.request import Request, stack_keys
-from fastviz.run import Failed, Stopped, generate
-from fastviz.trace import Context, Trace
+from fastviz.run import Failed, Stopped, context_of, generate
+from fastviz.trace import Trace
 
 STEPS = 4
 REQUEST = Request("a cat on the beach", seed=11, steps=STEPS, size=128, guidance=3.0)
 FULL = (full.Knobs(),)
 STACKS = [(method.Knobs(),) for method in METHODS]
-ALL = tuple(method.Knobs() for method in METHODS if method is not full)
-every_stack = pytest.mark.parametrize("stack", [*STACKS, ALL], ids=stack_keys)
+PATCHES = tuple(method.Knobs() for method in METHODS if method.ROLE == "patch" and method is not full)
+EVERY = STACKS + [(method.Knobs(), *PATCHES) for method in METHODS if method.ROLE == "scheduler"]
+every_stack = pytest.mark.parametrize("stack", EVERY, ids=stack_keys)
+
+
+pytestmark = pytest.mark.usefixtures("tiny_home")  # coefficients for the one method that needs some
 
 
 def latents(pipe, stack, **told):
@@ -30,7 +35,7 @@ def latents(pipe, stack, **told):
 @pytest.fixture(scope="module")
 def alone(tiny_pipe):
     """Latents of each stack in a process in which nothing else went wrong."""
-    return {stack: latents(tiny_pipe, stack) for stack in [*STACKS, ALL]}
+    return {stack: latents(tiny_pipe, stack) for stack in EVERY}
 
 
 def fingerprint(pipe):
@@ -91,8 +96,8 @@ def step_by_step(pipe, stack, context):
             yield x
 
 
-def context_of():
-    return Context(STEPS, seed=11, grid=(16, 16))
+def context(pipe):
+    return context_of(pipe, REQUEST, STEPS, (16, 16))
 
 
 def leave_normally(pipe, stack):
@@ -117,13 +122,13 @@ def leave_by_keyboard_interrupt(pipe, stack):
 
 
 def leave_by_closing_a_generator(pipe, stack):
-    steps = step_by_step(pipe, stack, context_of())
+    steps = step_by_step(pipe, stack, context(pipe))
     next(steps), next(steps), next(steps)
     steps.close()
 
 
 def leave_by_losing_a_generator(pipe, stack):
-    steps = step_by_step(pipe, stack, context_of())
+    steps = step_by_step(pipe, stack, context(pipe))
     next(steps), next(steps), next(steps)
     del steps
     gc.collect()
@@ -174,7 +179,7 @@ def test_the_same_request_twice_is_equal(tiny_pipe, alone, stack):
 
 @every_stack
 def test_a_request_is_equal_after_any_other_method_ran(tiny_pipe, alone, stack):
-    for other in [*STACKS, ALL]:
+    for other in EVERY:
         latents(tiny_pipe, other)
         assert torch.equal(latents(tiny_pipe, stack), alone[stack]), f"differs after {stack_keys(other)}"
 
@@ -197,7 +202,7 @@ def test_neutral_knobs_are_the_full_model(tiny_pipe, method):
 @pytest.mark.parametrize("method", [method for method in METHODS if method is not full], ids=lambda method: method.KEY)
 def test_default_knobs_do_less_work_and_say_where(tiny_pipe, method):
     knobs, request = method.Knobs(), Request(REQUEST.prompt, steps=20, size=128, guidance=3.0)
-    steps = few_step.plan(knobs, request.steps) if method is few_step else request.steps
+    steps = steps_of((knobs,), request.steps)
     assert total(flops(tiny_pipe, request, (knobs,), steps)) < total(flops(tiny_pipe, request, FULL, request.steps))
     blocks, acted_steps = generate(tiny_pipe, REQUEST, (knobs,), STEPS).acted[method.KEY]
     assert blocks > 0 and 0 < acted_steps <= STEPS
@@ -224,10 +229,10 @@ def last(steps):
 @pytest.mark.parametrize("outer, inner", itertools.permutations(METHODS, 2), ids=lambda method: method.KEY)
 def test_leaving_an_inner_method_keeps_the_outer_one_working(tiny_pipe, outer, inner):
     stack = (outer.Knobs(),)
-    expected = last(step_by_step(tiny_pipe, stack, context_of()))
-    context = context_of()
-    steps = step_by_step(tiny_pipe, stack, context)
+    expected = last(step_by_step(tiny_pipe, stack, context(tiny_pipe)))
+    shared = context(tiny_pipe)
+    steps = step_by_step(tiny_pipe, stack, shared)
     next(steps)
-    with attached(tiny_pipe, (inner.Knobs(),), context):
+    with attached(tiny_pipe, (inner.Knobs(),), shared):
         pass
     assert torch.equal(last(steps), expected)

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .. import cost, metrics, models
 from ..compare import compare, environment
-from ..methods import few_step
+from ..methods import few_step, steps_of
 from ..request import Request, parse_stack
 from ..run import generate, noise
 from . import page
@@ -46,15 +46,11 @@ def ours(pipe, request, text):
     """A lane of our own: `text` is a stack as the command line takes it."""
     stack = parse_stack(text)
 
-    def steps(request):
-        solver = next((knobs for knobs in stack if isinstance(knobs, few_step.Knobs)), None)
-        return few_step.plan(solver, request.steps) if solver else request.steps
-
     def run(request):
-        done = generate(pipe, request, stack, steps(request))
+        done = generate(pipe, request, stack, steps_of(stack, request.steps))
         return done.seconds, done.image
 
-    return Lane(text, run, cost.total(cost.flops(pipe, request, stack, steps(request))))
+    return Lane(text, run, cost.total(cost.flops(pipe, request, stack, steps_of(stack, request.steps))))
 
 
 def bare(pipe, request, name, before=lambda request: None):

@@ -6,21 +6,28 @@ A method is a module with
     ROLE                        "patch" (edits the pipeline), "scheduler" or "weights": the last two never stack
     Knobs, NEUTRAL              its settings; the ones that make it equal the full model bit for bit
     attach(pipe, knobs, context)  context manager that yields the pipeline to run
+    plan(knobs, steps)          optional, of a scheduler: how many sampling steps it takes when the request asks for `steps`
     kinds(knobs, steps)         optional: one label per sampling step; steps of equal labels do equal work, and cost.py
                                 executes only the first of each. Without it, all are executed.
 """
 
 from contextlib import ExitStack, contextmanager
 
-from . import atedm, attention_reuse, few_step, full, tome
+from . import atedm, attention_reuse, few_step, full, olss, tome
 
-METHODS = (full, few_step, attention_reuse, tome, atedm)
+METHODS = (full, few_step, attention_reuse, tome, atedm, olss)
 BY_KEY = {method.KEY: method for method in METHODS}
 
 
 def method_of(knobs):
     """The method module that an instance of its Knobs belongs to."""
     return next(method for method in METHODS if type(knobs) is method.Knobs)
+
+
+def steps_of(stack, steps):
+    """How many sampling steps a stack takes when the request asks for `steps`: its scheduler decides, if it has one."""
+    plans = (method.plan(knobs, steps) for knobs in stack if hasattr(method := method_of(knobs), "plan"))
+    return next(plans, steps)
 
 
 @contextmanager

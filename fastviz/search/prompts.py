@@ -1,4 +1,4 @@
-"""The prompts of a search, and others that it never sees."""
+"""The prompts of a search or a fit, and others that it never sees."""
 
 import random
 from pathlib import Path
@@ -9,24 +9,24 @@ from ..request import BadRequest
 SEED = 40_000_001  # of the scenes; noise has seeds of its own
 
 
-def captions(split, count):
+def captions(split, count, seed=SEED):
     """`count` different captions of scenes with one or two stickers. split: train, or heldout for what training never
     showed."""
     from ..stickers import world
 
-    rng, found = random.Random(f"{SEED}/{split}"), {}
+    rng, found = random.Random(f"{seed}/{split}"), {}
     while len(found) < count:
         found[world.sample(rng, split, rng.choice((1, 2))).caption] = None
     return list(found)
 
 
-def read(model, count, held_out, file=None):
-    """(`count` prompts to search on, `held_out` others): from a text file, one a line, or scenes of the embedded model's
-    world, which is searched on what it was trained on and held out what it was not."""
+def read(model, count, held_out, file=None, seed=SEED):
+    """(`count` prompts to work on, `held_out` others): from a text file, one a line, or scenes of the embedded model's
+    world, of which training showed the first ones and never the others. Another `seed`, other scenes."""
     if file is None:
         if not MODELS[model].closed:
             raise BadRequest("prompts", f"There are no prompts for {model}: give --prompts-file, one prompt a line.")
-        return captions("train", count), captions("heldout", held_out)
+        return captions("train", count, seed), captions("heldout", held_out, seed)
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
@@ -34,5 +34,5 @@ def read(model, count, held_out, file=None):
     lines = list(dict.fromkeys(filter(None, map(str.strip, lines))))
     if len(lines) < count + held_out:
         raise BadRequest("prompts", f"{file} has {len(lines)} different prompts, and {count + held_out} are needed: add "
-                                    "some, or ask for fewer with --prompts and --held-out.")
+                                    "some, or ask for fewer.")
     return lines[:count], lines[count:count + held_out]

@@ -8,8 +8,8 @@ import torch
 from .. import metrics
 from ..methods import attached, attention_reuse
 from ..request import BadRequest
-from ..run import guided, noise
-from ..trace import Context
+from ..run import context_of
+from .network import Network, pictures
 
 EQUAL = 100.0  # dB that equal pictures count, so that means stay finite
 
@@ -43,48 +43,38 @@ class Sampler:
         if name != "DDIMScheduler":
             raise BadRequest("model", f"Schedules are searched for models that run DDIM, and this one runs {name}.")
         self.pipe, self.requests, self.maps, self.keep = pipe, requests, maps, keep
-        self.first, self.pair = requests[0], guided(pipe, requests[0])
-        self.start = torch.cat([noise(pipe, request) for request in requests]).to(pipe.device)
-        with torch.no_grad():
-            prompt, negative = pipe.encode_prompt([request.prompt for request in requests], pipe.device, 1, self.pair)
-        self.text = torch.cat([negative, prompt]) if self.pair else prompt
+        self.first, self.network = requests[0], Network(pipe, requests)
         self.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
         self.scheduler.set_timesteps(self.first.steps, device=pipe.device)
 
-    def step(self, unet, x, t):
+    def step(self, x, t):
         """One step of guided DDIM: (B, 4, h, w) -> the same."""
-        out = unet(torch.cat([x] * 2) if self.pair else x, t, encoder_hidden_states=self.text, return_dict=False)[0]
-        if self.pair:
-            without, given = out.chunk(2)
-            out = without + self.first.guidance * (given - without)
+        out = self.network(x, t)
         self.on_step(len(x))
         return self.scheduler.step(out, t, x, return_dict=False)[0]
 
     def run(self, gamma, known=(), until=None, trace=None):
         """The Path of a schedule up to step `until`. What it shares with the nearest Path of `known` is not run again,
         but for one step: where it goes on by reusing, the map to reuse is made anew from the latents there."""
-        near = max(known, key=lambda path: path.common(gamma), default=Path(gamma, [self.start]))
+        near = max(known, key=lambda path: path.common(gamma), default=Path(gamma, [self.network.start]))
         begin = near.common(gamma)
         latents = near.latents[:begin + 1]
         todo = list(range(begin, until or len(gamma)))
         if todo and not gamma[begin]:
             todo.insert(0, attention_reuse.sources(gamma)[begin])
-        context = Context(len(gamma), self.first.seed, tuple(self.start.shape[2:]), trace=trace)
+        context = context_of(self.pipe, self.first, len(gamma), tuple(self.network.start.shape[2:]), trace)
         knobs = attention_reuse.Knobs(maps=self.maps, keep=self.keep, schedule="".join(map(str, gamma)))
-        with torch.no_grad(), attached(self.pipe, (knobs,), context) as ready:
+        with torch.no_grad(), attached(self.pipe, (knobs,), context):
             for context.step in todo:
-                x = self.step(ready.unet, latents[context.step], self.scheduler.timesteps[context.step])
+                x = self.step(latents[context.step], self.scheduler.timesteps[context.step])
                 if context.step >= begin:
                     latents.append(x)
         return Path(gamma, latents)
 
-    @torch.no_grad()
     def pictures(self, path):
         """PIL RGB pictures of a Path's result, decoded once."""
         if not path.pictures:
-            latents = path.latents[-1] / self.pipe.vae.config.scaling_factor
-            decoded = self.pipe.vae.decode(latents, return_dict=False)[0]
-            path.pictures = self.pipe.image_processor.postprocess(decoded, output_type="pil")
+            path.pictures = pictures(self.pipe, path.latents[-1])
         return path.pictures
 
 

@@ -1,9 +1,10 @@
-"""Rows -> pictures and text, records of a traced run -> overlays: pure functions, one file per kind. They know what a
-Row shows and what a channel holds, and no method."""
+"""What there is to see -> pictures and text: pure functions, one file per kind. They know Rows and records, no method."""
 
-from .frames import Frames, animation, frames, kinds, point, sheet, words
+from .activity import activity, strip
+from .frames import animation, frames, kinds, point, sheet, words
 from .reuse import one_reuse, schedules
 from .scatter import scatter
+from .schedule import distance, timesteps, triangle
 from .summary import summary
 from .table import table
 from .theme import png

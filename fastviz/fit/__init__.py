@@ -1,0 +1,1 @@
+"""What is fitted to a model before it is run: schedules. Not imported by the app."""
