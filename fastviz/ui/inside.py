@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import models
 from ..request import BadRequest
+from ..store import picture_name
 from ..trace import Trace
 from ..trace import load as load_trace
 from .board import png
@@ -82,7 +83,7 @@ class Inside(Work):
             raise
         except Exception as error:
             return told | {"error": sentence(error, row.title, request)}
-        self.traces[row.index] = path = self.folder / f"{row.index:02d}.npz"
+        self.traces[row.index] = path = self.folder / picture_name(row).replace(".png", ".npz")
         trace.save(path)
         return told | self.shown(pipe, row, trace.channels)
 
@@ -141,7 +142,7 @@ class Inside(Work):
         found = []
         for row, frames in self.drawn(wanted):
             if frames is not None:
-                found.append(self.folder / f"{row.index:02d}-{re.sub('[^a-z0-9]+', '-', str(wanted['show']).lower()).strip('-')}.webp")
+                found.append(self.traces[row.index].with_suffix(".webp"))
                 views.animation(self.pictures[row.index], frames.images, found[-1])
         return found
 

@@ -16,16 +16,16 @@
   const step_of = (row) => Math.min(row.steps - 1, Math.floor(((view.step + 0.5) / now.steps) * row.steps));
 
   fastviz.wanted = (element, value, trigger, props) => {
-    ask = (wanted) => { props.value = wanted; trigger("submit"); };
+    ask = (wanted, here) => { props.value = wanted; if (!here) trigger("submit"); };
   };
 
   /** Sees to it that the overlay that is looked at is here, or on its way. */
   function want() {
     if (!view.block || now.state === "running") return;
-    const wanted = key();
-    if (sheets.has(wanted) || asked === wanted) return;
-    asked = wanted;
-    ask({ key: wanted, block: view.block, show: view.show, kinds: view.kinds });
+    const wanted = key(), here = sheets.has(wanted);
+    if (!here && asked === wanted) return;
+    if (!here) asked = wanted;
+    ask({ key: wanted, block: view.block, show: view.show, kinds: view.kinds }, here); // known to the server for an animation
   }
 
   fastviz.overlay = async (element, value) => {
@@ -82,7 +82,8 @@
       h("div", { class: "choose" }, h("label", {}, "Block ", parts.block), h("label", {}, "Below ", parts.under), h("label", {}, parts.over, " Overlay")),
       h("div", { class: "chips", role: "group", "aria-label": "What to show" }, parts.chips[0], h("span", {}, "Attention to:"), parts.chips.slice(1)), parts.hint);
     parts.grid = h("div", { class: "lenses" });
-    place.replaceChildren(parts.controls, parts.grid);
+    parts.legend = h("p", { class: "note" }, "The strip below each picture: steps from left to right, blocks from top to bottom. Grey where all attention was computed; the more orange, the less of it. Click it to go there.");
+    place.replaceChildren(parts.controls, parts.grid, parts.legend);
   }
 
   function play() {
@@ -100,9 +101,8 @@
   async function add(row) {
     const card = { row, canvas: h("canvas", { width: SIZE, height: SIZE, role: "img", tabindex: "0" }), caption: h("p", { class: "caption" }), legend: h("ul", { class: "legend" }),
       sentence: h("p", { class: "sentence" }), kind: h("select", { "aria-label": "Kind of overlay" }), cursor: h("i", {}), strip: h("img", { alt: "" }) };
-    card.place = h("div", { class: "strip", title: "One row per block, one column per step. Click to go there." }, card.strip, card.cursor);
-    card.element = h("article", { class: "lens" }, h("h3", {}, row.title), row.error ? h("p", { class: "refusal" }, row.error) : [card.canvas, card.caption, card.kind, card.sentence, card.legend, card.place,
-      h("p", { class: "note" }, "Steps from left to right, blocks from top to bottom. Grey: all attention computed. Orange: the more, the less of it.")]);
+    card.place = h("div", { class: "strip", title: "Steps from left to right, blocks from top to bottom: click to go there" }, card.strip, card.cursor);
+    card.element = h("article", { class: "lens" }, h("h3", {}, row.title), row.error ? h("p", { class: "refusal" }, row.error) : [card.canvas, card.caption, card.place, card.kind, card.sentence, card.legend]);
     parts.cards.set(row.index, card);
     parts.grid.append(card.element);
     if (row.error) return;
@@ -165,7 +165,7 @@
     else if (below) context.drawImage(below, 0, 0, SIZE, SIZE);
     context.imageSmoothingEnabled = false;
     if (view.over && told && told.image) frame(context, told.image, step, row.steps);
-    if (Array.isArray(view.show)) mark(context, view.show[1] * SIZE, view.show[0] * SIZE);
+    if (Array.isArray(view.show) && !found) mark(context, view.show[1] * SIZE, view.show[0] * SIZE);
     const caption = told ? told.captions[step] : found ? "Nothing was skipped." : "";
     say(card.caption, (row.steps === now.steps ? "" : `Step ${step + 1} of ${row.steps}. `) + (caption || ""));
     say(card.sentence, told ? told.sentence : "");
