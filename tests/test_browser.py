@@ -192,16 +192,16 @@ def scrub(page):
     page.get_by_label("Picture below").select_option("estimates")
     page.get_by_label("Step", exact=True).focus()
     page.keyboard.press("Home")
-    assert "Step 1 of 3" in page.locator(".scrub output").inner_text()
+    assert page.locator(".scrub output").inner_text().startswith("Step 1 of ")
     first, asked = drawn(page), []
     page.on("request", lambda request: asked.append(request.url))
     milliseconds = page.evaluate("""() => { const slider = document.querySelector("#inside-step"), begun = performance.now();
-        slider.value = 2; slider.dispatchEvent(new Event("input")); return performance.now() - begun; }""")
+        slider.value = slider.max; slider.dispatchEvent(new Event("input")); return performance.now() - begun; }""")
     assert all(before != after for before, after in zip(first, drawn(page), strict=True)) and not asked
     assert milliseconds < 5000  # a hung page; how fast it is says the benchmark
     strip = page.locator(".strip").first
     strip.click(position={"x": 2, "y": 2})
-    assert "Step 1 of 3" in page.locator(".scrub output").inner_text()
+    assert page.locator(".scrub output").inner_text().startswith("Step 1 of ")
 
 
 def look_at_words_and_points(page):

@@ -15,6 +15,7 @@ from fastviz.request import Request
 from fastviz.trace import Trace
 from fastviz.views import frames_merged, frames_paint
 from fastviz.views.frames import KINDS, laid
+from fastviz.views.frames_attention import fate
 
 TRANSFORMER = "up_blocks.1.attentions.0"
 BLOCK = f"{TRANSFORMER}.transformer_blocks.1"
@@ -429,3 +430,14 @@ def test_overlays_are_enlarged_without_smoothing_and_pictures_to_their_size():
     found = np.asarray(laid(picture_of((8, 8)), overlay))
     assert (found == overlay[..., :3].repeat(8, 0).repeat(8, 1)).all()
     assert laid(Image.new("L", (4, 4)), overlay).size == (8, 8)
+
+
+def test_a_point_tells_what_became_of_it():
+    labels, kept, source = np.array([[0, 1], [1, 1]]), np.array([[True, False], [True, True]]), np.array([[0, 2], [2, 3]])
+    block = "down_blocks.0.attentions.0.transformer_blocks.1"
+    transformer = block.partition(".transformer_blocks.")[0]
+    channels = {"tome.labels": {(0, block): labels}, "atedm.kept": {(1, transformer): kept}, "atedm.source": {(1, transformer): source},
+                "attention_reuse.age": {(2, f"{block}.attn1"): np.int16(2), (1, f"{block}.attn1"): np.int16(0), (2, f"{block}.attn2"): np.int16(1)}}
+    assert fate(channels, block, 4, (0.9, 0.1)) == ["merged with 2 others", "kept", "used instead: attention of step 1", ""]
+    assert fate(channels, block, 4, (0.1, 0.1))[0] == "not merged"
+    assert fate(channels, block, 4, (0.0, 1.0))[1] == "left out, filled in from row 2, column 1 of 2 x 2"

@@ -1,5 +1,7 @@
 """Attention over the picture: where a word is looked for, where a place looks, and where a reused map is out of date."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from . import frames_paint as p
@@ -90,10 +92,36 @@ def point(channels, layer, steps, place):
     """Self-attention of the token at `place`, (y, x) in 0..1 of the picture, which is framed."""
     maps = p.recorded(channels, "attention.self", layer, ".attn1")
     size = next(iter(maps.values())).shape[:2] if maps else (1, 1)
-    at = tuple(int(np.clip(share * side, 0, side - 1)) for share, side in zip(place, size))
+    at = cell(place, size)
     cells = {step: each[at] for step, each in maps.items()}
     drawn = p.enlarged(p.heat(p.stacked(cells).astype(np.float32) / 255))
     frame(drawn, at, size)
     legend = [*p.scale("hardly looked at", "a quarter of the most", "looked at most"), ("#ffffff", "frame: the place that looks")]
     sentence = "The framed place looks at the bright squares (tokens) while the network decides what to draw there."
-    return spread(drawn, cells, steps, legend, sentence, dict.fromkeys(cells, "attention"))
+    found = spread(drawn, cells, steps, legend, sentence, dict.fromkeys(cells, "attention"))
+    fates = fate(channels, layer, steps, place)
+    return replace(found, captions=["; ".join(filter(None, pair)) for pair in zip(found.captions, fates)])
+
+
+def fate(channels, layer, steps, place):
+    """What methods did with the token at `place`, (y, x) in 0..1 of the picture: one text per step, "" where nothing."""
+    found = [[] for _ in range(steps)]
+    for step, labels in p.recorded(channels, "tome.labels", layer).items():
+        alike = int((labels == labels[cell(place, labels.shape)]).sum()) - 1
+        found[step].append(f"merged with {alike} other{'s' * (alike > 1)}" if alike else "not merged")
+    stands_in = p.recorded(channels, "atedm.source", layer)
+    for step, kept in p.recorded(channels, "atedm.kept", layer).items():
+        at = cell(place, kept.shape)
+        source = int(stands_in[step][at])
+        where = "" if source < 0 else ", filled in from row {}, column {} of {} x {}".format(
+            source // kept.shape[1] + 1, source % kept.shape[1] + 1, *kept.shape)
+        found[step].append("kept" if kept[at] else f"left out{where}")
+    for step, age in p.recorded(channels, "attention_reuse.age", layer, ".attn1").items():
+        if age:
+            found[step].append(f"used instead: attention of {p.told(step - int(age))}")
+    return ["; ".join(texts) for texts in found]
+
+
+def cell(place, size):
+    """The token of a grid (h, w) at (y, x) in 0..1."""
+    return tuple(int(np.clip(share * side, 0, side - 1)) for share, side in zip(place, size))

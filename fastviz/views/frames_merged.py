@@ -7,7 +7,7 @@ from PIL import Image
 from . import frames_paint as p
 from .theme import COLOURS
 
-SHADES = [(hue, shade) for shade in (0.0, 0.45, -0.4) for hue in COLOURS]  # towards white or black
+SHADES = [(hue, shade) for shade in (0.0, 0.45, -0.4) for hue in COLOURS[:6]]  # towards white or black; no grey
 DOT = "dot, dark or bright: the token that the others of its group are merged into"
 STRIDE = 7  # in SHADES, from one destination to the next: neighbours along and across rows differ
 
