@@ -18,6 +18,8 @@ def arguments():
     compare.add_argument("--model", help="a key of the table of models")
     compare.add_argument("--methods", help="rows, such as full,tome(ratio=0.4),tome+attention_reuse,few_step(match=tome)")
     compare.add_argument("--out", help="folder for pictures, run.json, table.csv and figure.png")
+    compare.add_argument("--records", action="store_true",
+                         help="run each row once more and keep what happens inside: one .npz per row in --out")
     commands.add_parser("doctor", help="what runs here, and what to do about what does not")
     fetch = commands.add_parser("fetch", help="bring what is not shipped")
     fetch.add_argument("what", choices=["lpips"], help="the ImageNet backbone of LPIPS")
@@ -67,10 +69,13 @@ def run_compare(args):
     from pathlib import Path
 
     from . import models, store, views
-    from .compare import compare, environment, final
+    from .compare import compare, environment, final, traced
+    from .request import BadRequest
 
     if args.out:
         Path(args.out).mkdir(parents=True, exist_ok=True)  # before minutes are spent
+    elif args.records:
+        raise BadRequest("records", "Name a folder for the records: --out FOLDER.")
     hint(request)
     rows = final(compare(request, on_progress=show))
     told = environment(models.load(request.model))
@@ -80,6 +85,9 @@ def run_compare(args):
     line = {"command": "compare", **store.report(request, rows, told)}
     if args.out:
         line["out"] = str(store.save(args.out, request, rows, told))
+        for row in rows if args.records else ():
+            if row.image is not None:
+                traced(request, row).save(Path(args.out, store.picture_name(row)).with_suffix(".npz"))
         print(f"Written to {args.out}.")
     for row in line["rows"]:
         del row["per_step"], row["flops_per_step"]  # run.json has them

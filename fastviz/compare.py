@@ -16,6 +16,7 @@ from .methods import few_step, method_of, steps_of
 from .patch import Refused
 from .request import BadRequest, stack_keys, stack_text
 from .run import Failed, Lost, Run, Stopped, failure, generate, guided, warm
+from .trace import Trace
 
 log = logging.getLogger(__name__)
 KEPT = 256  # rows that are remembered as warm
@@ -230,6 +231,14 @@ def without_reference(lanes, repeats):
     for lane in lanes[1:]:
         lane.error = lane.error or f"The full model, which this row is measured against, failed: {lanes[0].error}"
         yield row_of(lane, lanes[0], repeats)
+
+
+def traced(request, row, *, on_step=None, stop=None):
+    """Runs a finished row once more and records what happens inside it -> Trace; see lens.py and each method's Recorded
+    classes for its channels. The picture is the row's. on_step, stop and errors as of run.generate."""
+    trace = Trace()
+    generate(models.load(request.model), request, request.methods[row.index], row.steps, on_step=on_step, stop=stop, trace=trace)
+    return trace
 
 
 def final(rows):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from fastviz import __main__ as command
-from fastviz import models, store
+from fastviz import models, store, trace
 from fastviz.metrics import Unavailable
 from fastviz.patch import replaced
 
@@ -38,6 +38,12 @@ def test_compare_writes_prints_and_ends_with_one_json_line(tiny, tmp_path, capsy
     assert "Traceback" not in told.err
 
 
+def test_records_of_every_row_lie_beside_its_picture(tiny, tmp_path, capsys):
+    assert command.main(["compare", "a cat", "--methods", "full,tome", "--out", str(tmp_path), "--records", *QUICK]) == 0
+    assert "tome.labels" in trace.load(tmp_path / "01-tome.npz").channels
+    assert "attention.cross" in trace.load(tmp_path / "00-full.npz").channels
+
+
 def test_a_row_that_fails_makes_the_exit_code_1_and_the_rest_is_there(tiny, capsys):
     def broken(*args, **kwargs):
         raise MemoryError
@@ -50,7 +56,7 @@ def test_a_row_that_fails_makes_the_exit_code_1_and_the_rest_is_there(tiny, caps
 
 @pytest.mark.parametrize("arguments", [[""], ["a" * 301], ["\udcff"], ["cat", "--seed", "-1"], ["cat", "--seed", "x"], ["cat", "--seed", "1.5"],
                                        ["cat", "--steps", "0"], ["cat", "--guidance", "nan"], ["cat", "--size", "200"], ["cat", "--methods", "no"],
-                                       ["cat", "--model", "../x"], ["cat", "--repeats", "1e400"]], ids=ascii)
+                                       ["cat", "--model", "../x"], ["cat", "--repeats", "1e400"], ["cat", "--records"]], ids=ascii)
 def test_bad_input_is_one_sentence_and_exit_code_2(arguments, capsys):
     assert command.main(["compare", *arguments]) == 2
     told = capsys.readouterr()

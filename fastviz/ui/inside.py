@@ -14,7 +14,6 @@ import numpy as np
 from .. import models
 from ..request import BadRequest
 from ..store import picture_name
-from ..trace import Trace
 from ..trace import load as load_trace
 from .board import png
 from .job import Work
@@ -71,20 +70,21 @@ class Inside(Work):
 
     def traced(self, pipe, i, row):
         """One row's traced run, what it recorded on disk -> what the page shows of it."""
-        from ..compare import sentence
-        from ..run import Lost, Stopped, generate
+        from ..compare import sentence, traced
+        from ..run import Lost, Stopped
 
-        told = {"index": row.index, "title": row.title, "stack": row.stack, "steps": row.steps, "error": None}
-        trace, request = Trace(), self.job.request
+        told = {"index": row.index, "title": row.title, "stack": row.stack, "steps": row.steps, "error": None, "note": ""}
         try:
-            generate(pipe, request, request.methods[row.index], row.steps, trace=trace, stop=self.stop.is_set,
-                     on_step=lambda step, steps: self.watch(i, row.title, step, steps))
+            trace = traced(self.job.request, row, stop=self.stop.is_set,
+                           on_step=lambda step, steps: self.watch(i, row.title, step, steps))
         except (Stopped, Lost):
             raise
         except Exception as error:
-            return told | {"error": sentence(error, row.title, request)}
+            return told | {"error": sentence(error, row.title, self.job.request)}
         self.traces[row.index] = path = self.folder / picture_name(row).replace(".png", ".npz")
         trace.save(path)
+        if lost := sum(trace.dropped.values()):
+            told["note"] = f"{lost} records were too large to keep: some steps are missing."
         return told | self.shown(pipe, row, trace.channels)
 
     def watch(self, i, title, step, steps):

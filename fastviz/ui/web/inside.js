@@ -168,7 +168,7 @@
     if (Array.isArray(view.show) && !found) mark(context, view.show[1] * SIZE, view.show[0] * SIZE);
     const caption = told ? told.captions[step] : found ? "Nothing was skipped." : "";
     say(card.caption, (row.steps === now.steps ? "" : `Step ${step + 1} of ${row.steps}. `) + (caption || ""));
-    say(card.sentence, told ? told.sentence : "");
+    say(card.sentence, [told ? told.sentence : "", row.note].join(" ").trim());
     legend(card.legend, told ? told.legend : []);
     card.canvas.setAttribute("aria-label", `${row.title}, step ${step + 1}. ${card.caption.textContent}`);
     card.cursor.style.left = (100 * (step + 0.5)) / row.steps + "%";

@@ -1,0 +1,124 @@
+"""A look inside a comparison: traced runs of its rows, overlays that are asked for, and what is refused."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastviz import models
+from fastviz.patch import transformer_blocks
+from fastviz.request import BadRequest, Request
+from fastviz.trace import load
+from fastviz.ui.inside import Inside, block_label, checked, words_of
+from fastviz.ui.job import Job
+
+
+@pytest.fixture
+def finished(tiny_pipe, monkeypatch, tmp_path):
+    """A comparison that is done, on the tiny pipeline in the place of the embedded model."""
+    monkeypatch.setitem(models._loaded, "stickers", tiny_pipe)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    job = Job(Request("a cat and a dog.", size=128, steps=4, repeats=1, methods="full,tome,attention_reuse,few_step(steps=2)"))
+    job.work()
+    assert job.state == "finished"
+    return job
+
+
+@pytest.fixture
+def look(finished):
+    look = Inside(finished)
+    look.work()
+    assert look.state == "finished", look.sentence
+    return look
+
+
+def picture(source):
+    return Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
+
+
+def wanted(look, show, **more):
+    return {"key": "k", "block": look.blocks[0][0], "show": show, "kinds": {}, **more}
+
+
+def test_every_row_is_recorded_and_shown(look, finished):
+    told = look.board()
+    assert [row["title"] for row in told["rows"]] == ["Full model", "Token merging", "Attention reuse", "Fewer steps"]
+    assert told["steps"] == 4 and [row["steps"] for row in told["rows"]] == [4, 4, 4, 2]
+    assert [list(row["kinds"])[:1] for row in told["rows"]] == [[], ["groups"], ["moved.self"], []]
+    for row in told["rows"]:
+        assert np.array_equal(np.asarray(picture(row["picture"])), np.asarray(finished.rows[row["index"]].image))
+        assert picture(row["estimates"]).size == (128 * row["steps"], 128)
+        assert picture(row["strip"]).size == (row["steps"], len(told["blocks"]))
+        assert "estimate" in load(look.traces[row["index"]]).channels
+    assert look.status()["state"] == "finished"
+
+
+def test_overlays_are_those_of_the_rows_that_skipped_something(look):
+    found = look.overlay(wanted(look, "skipped"))
+    assert found["key"] == "k" and [bool(row) for row in found["rows"].values()] == [False, True, True, False]
+    merged = found["rows"]["1"]
+    assert len(merged["captions"]) == 4 and merged["sentence"] and merged["legend"]
+    side = transformer_blocks(models.load("stickers").unet, (16, 16))[0][2][0]
+    assert picture(merged["sheet"]).size == (4 * side * 8, side * 8)
+    other = look.overlay(wanted(look, "skipped", kinds={"1": "labels"}))["rows"]["1"]
+    assert other["sheet"] != merged["sheet"] and look.overlay(wanted(look, "skipped", kinds={"1": "no"}))["rows"]["1"] == merged
+
+
+def test_words_and_points_are_shown_for_every_row(look):
+    token = dict((text, token) for token, text in look.words)["dog"]
+    word, point = look.overlay(wanted(look, token)), look.overlay(wanted(look, [0.2, 0.7]))
+    for found in (word, point):
+        assert len({row["sheet"] for row in found["rows"].values()}) == 4
+    assert "merged" in " ".join(point["rows"]["1"]["captions"]) and "used instead" in point["rows"]["2"]["captions"][3]
+
+
+def test_animations_have_a_frame_for_every_step(look):
+    paths = look.animations(wanted(look, "skipped"))
+    assert [path.suffix for path in paths] == [".webp"] * 2 and all(path.is_file() for path in paths)
+    assert Image.open(paths[0]).n_frames > 1
+
+
+@pytest.mark.parametrize("told", (None, [], {}, {"show": "other"}, {"block": "no"}, {"show": 99}, {"show": True}, {"show": [0.5]},
+                                  {"show": [0.5, 2]}, {"show": [float("nan"), 0]}, {"show": ["0", "0"]}, {"kinds": []}), ids=str)
+def test_what_does_not_exist_is_refused(told):
+    if isinstance(told, dict) and told:
+        told = {"block": "b", "show": "skipped", "kinds": {}} | told
+    with pytest.raises(BadRequest, match="does not exist"):
+        checked(told, ["b"], [0, 1])
+
+
+def test_words_are_those_that_the_model_read():
+    assert words_of("stickers", "a cat, and ... a dog!") == [(0, "a"), (1, "cat"), (3, "and"), (7, "a"), (8, "dog")]
+
+
+def test_blocks_have_names_for_people():
+    assert block_label("down_blocks.0.attentions.1.transformer_blocks.2", (32, 32)) == "Down 1, 32 x 32, transformer 2, layer 3"
+    assert block_label("mid_block.attentions.0.transformer_blocks.0", (8, 8)) == "Mid, 8 x 8, transformer 1, layer 1"
+
+
+def test_a_row_that_fails_says_so_and_the_others_are_shown(finished, monkeypatch):
+    from fastviz import lens
+
+    attach, begun = lens.attach, []
+
+    def failing(pipe, request, context):
+        begun.append(request)
+        if len(begun) == 2:
+            raise MemoryError
+        return attach(pipe, request, context)
+
+    monkeypatch.setattr(lens, "attach", failing)
+    look = Inside(finished)
+    look.work()
+    assert look.state == "finished"
+    assert "Out of memory" in look.views[1]["error"] and [row["error"] is None for row in look.views] == [True, False, True, True]
+    assert list(look.overlay(wanted(look, "skipped"))["rows"]) == ["0", "2", "3"]
+
+
+def test_a_look_that_is_stopped_keeps_what_it_has(finished):
+    look = Inside(finished)
+    look.watch = lambda i, title, step, steps: look.stop.set() if i == 1 else None
+    look.work()
+    assert look.state == "stopped" and len(look.views) == 1 and list(look.traces) == [0]
