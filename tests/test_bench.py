@@ -2,6 +2,7 @@
 
 import json
 import math
+from statistics import median
 
 import pytest
 
@@ -75,6 +76,16 @@ def test_rounds_take_every_lane_through_the_same_request_before_the_next(tiny_pi
 
     local.rounds([lane("full"), lane("b")], [asked, Request("an owl", seed=8, steps=4, model="tiny", methods="full")])
     assert seen == [("full", "a cat", 0), ("b", "a cat", 0), ("full", "an owl", 8), ("b", "an owl", 8)]
+
+
+def test_a_duel_takes_turns_and_is_a_median():
+    seen, times = [], iter([2, 1, 1, 3, 8, 2])  # second, first; first, second; second, first
+
+    def lane(name):
+        return local.Lane(name, lambda request: seen.append((name, request)) or (next(times), None))
+
+    assert local.duel(lane("a"), lane("b"), [0, 1, 2]) == median([1 / 2, 1 / 3, 2 / 8])
+    assert seen == [("b", 0), ("a", 0), ("a", 1), ("b", 1), ("b", 2), ("a", 2)]
 
 
 def test_the_page_is_timed_from_a_fresh_process():

@@ -30,6 +30,7 @@ OURS = ("full", "tome(ratio=0.5)", "attention_reuse(share=0.5)", "attention_reus
 FULL, TOME, _, OUTPUT = OURS
 BARE, TOMESD, BROADCAST = "bare diffusers", "tomesd 0.5", "pyramid broadcast 2"
 PAIRS = ((FULL, BARE), (TOME, TOMESD), (OUTPUT, BROADCAST))  # ours, the peer that does the same
+DUELS = 8  # rounds of each pair
 
 
 @dataclass
@@ -150,9 +151,14 @@ def row_of(lane, full, plans):
                 lpips=mean(lane.lpips) if lane.lpips else None, equal_latency=plans.get(lane.name))
 
 
-def ratio(lanes, name, other):
-    """Median over the rounds of one lane's time over another's in the same round."""
-    return median(a / b for a, b in zip(lanes[name].seconds, lanes[other].seconds, strict=True))
+def duel(lane, other, requests):
+    """One lane's time over another's: the median over the requests, which both run one right after the other, in turn
+    first and second, because whoever follows finds the machine warmer or busier."""
+    found = []
+    for i, request in enumerate(requests):
+        seconds = {each.name: each.run(request)[0] for each in ((lane, other) if i % 2 else (other, lane))}
+        found.append(seconds[lane.name] / seconds[other.name])
+    return median(found)
 
 
 def measure(request, repeats):
@@ -167,9 +173,9 @@ def measure(request, repeats):
     lanes += [ours(pipe, request, text) for text in dict.fromkeys(plans.values())]
     lpips_name = rounds(lanes, [replace(request, prompt=PROMPTS[i % len(PROMPTS)], seed=request.seed + i)
                                 for i in range(repeats)])
-    named = {lane.name: lane for lane in lanes}
+    named, asked = {lane.name: lane for lane in lanes}, [replace(request, seed=request.seed + i) for i in range(DUELS)]
     return {"lpips_name": lpips_name, "rows": [row_of(lane, named[FULL], plans) for lane in lanes],
-            "ratios": {f"{a} / {b}": ratio(named, a, b) for a, b in PAIRS}, "overhead": overhead(request)}
+            "ratios": {f"{a} / {b}": duel(named[a], named[b], asked) for a, b in PAIRS}, "overhead": overhead(request)}
 
 
 def table(rows):
