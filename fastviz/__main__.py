@@ -71,6 +71,7 @@ def run_compare(args):
     from . import models, store, views
     from .compare import compare, environment, final, traced
     from .request import BadRequest
+    from .run import Failed
 
     if args.out:
         Path(args.out).mkdir(parents=True, exist_ok=True)  # before minutes are spent
@@ -87,7 +88,15 @@ def run_compare(args):
         line["out"] = str(store.save(args.out, request, rows, told))
         for row in rows if args.records else ():
             if row.image is not None:
-                traced(request, row).save(Path(args.out, store.picture_name(row)).with_suffix(".npz"))
+                print(f"{row.title}: recording", file=sys.stderr)
+                try:
+                    trace = traced(request, row)
+                except Failed as error:  # it takes more memory than the row did
+                    print(f"{row.title} was not recorded: {error}", file=sys.stderr)
+                    continue
+                trace.save(Path(args.out, store.picture_name(row)).with_suffix(".npz"))
+                if trace.dropped:
+                    print(f"There was no room for {trace.dropped.total()} records.", file=sys.stderr)
         print(f"Written to {args.out}.")
     for row in line["rows"]:
         del row["per_step"], row["flops_per_step"]  # run.json has them

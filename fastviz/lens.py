@@ -20,6 +20,7 @@ from .methods.attention_reuse import inputs, queries_and_keys
 from .patch import replaced, transformer_blocks
 
 SIDE, WORDS = 16, 32  # places per side that self- and cross-attention are pooled to, at most
+SHARE = 0.5  # of the trace's budget that attention maps may fill
 MOMENTS = 25  # steps at which self-attention is kept, at most
 
 
@@ -89,11 +90,11 @@ class Watching:
             maps = on_grid(shares(attn, x, text)[:, 1:self.tokens + 1], self.size, seen)
             if maps is not None:
                 self.context.trace.add("attention.cross", step, f"{self.name}.{name}",
-                                       pooled(maps.T.unflatten(1, self.size), WORDS).half())
+                                       pooled(maps.T.unflatten(1, self.size), WORDS).half(), SHARE)
         elif step in self.moments:
             found = self_shares(attn, x, self.size, seen)
             if found is not None:
-                self.context.trace.add("attention.self", step, f"{self.name}.{name}", found)
+                self.context.trace.add("attention.self", step, f"{self.name}.{name}", found, SHARE)
 
 
 def estimating(unet, forward, guidance, scheduler, context):

@@ -70,6 +70,13 @@ def context_of(pipe, request, steps, grid, trace=None):
     return Context(steps, request.seed, grid, pipe.device.type, request.guidance, trace=trace)
 
 
+@torch.no_grad()
+def pictures(pipe, latents):
+    """Latents (B, 4, h, w) -> PIL pictures, as the pipeline makes them."""
+    scaled = latents.to(pipe.device, pipe.vae.dtype) / pipe.vae.config.scaling_factor
+    return pipe.image_processor.postprocess(pipe.vae.decode(scaled, return_dict=False)[0], output_type="pil")
+
+
 class Clock:
     """Marks points in time and waits for the device only at the end. On a GPU the marks are events in its stream."""
 

@@ -9,16 +9,17 @@ import numpy as np
 class Trace:
     """Named channels of small arrays by (step, layer), within a byte budget. Knows shapes, not methods."""
 
-    def __init__(self, budget=64 * 2**20):
+    def __init__(self, budget=128 * 2**20):
         """budget: bytes of array data that may be kept; what comes after it is counted in `dropped`, not kept."""
         self.budget, self.nbytes = budget, 0
         self.channels = defaultdict(dict)
         self.dropped = Counter()
 
-    def add(self, channel, step, layer, value):
-        """Keeps a copy of `value` (tensor, array or number) as `channel` at (step, layer)."""
+    def add(self, channel, step, layer, value, share=1.0):
+        """Keeps a copy of `value` (tensor, array or number) as `channel` at (step, layer), as long as all that is kept
+        then stays within `share` of the budget: what is large and can be missed leaves room for the rest."""
         array = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
-        if self.nbytes + array.nbytes > self.budget:
+        if self.nbytes + array.nbytes > share * self.budget:
             self.dropped[channel] += 1
             return
         self.channels[channel][step, layer] = array.copy()

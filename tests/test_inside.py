@@ -64,6 +64,7 @@ def test_overlays_are_those_of_the_rows_that_skipped_something(look):
     assert picture(merged["sheet"]).size == (4 * side * 8, side * 8)
     other = look.overlay(wanted(look, "skipped", kinds={"1": "labels"}))["rows"]["1"]
     assert other["sheet"] != merged["sheet"] and look.overlay(wanted(look, "skipped", kinds={"1": "no"}))["rows"]["1"] == merged
+    assert look.overlay(wanted(look, "skipped", kinds={"1": []}))["rows"]["1"] == merged
 
 
 def test_words_and_points_are_shown_for_every_row(look):
@@ -81,10 +82,10 @@ def test_animations_have_a_frame_for_every_step(look):
 
 
 @pytest.mark.parametrize("told", (None, [], {}, {"show": "other"}, {"block": "no"}, {"show": 99}, {"show": True}, {"show": [0.5]},
-                                  {"show": [0.5, 2]}, {"show": [float("nan"), 0]}, {"show": ["0", "0"]}, {"kinds": []}), ids=str)
+                                  {"show": [0.5, 2]}, {"show": [float("nan"), 0]}, {"show": ["0", "0"]}, {"kinds": []}, {"block": "b", "show": "skipped"}), ids=str)
 def test_what_does_not_exist_is_refused(told):
-    if isinstance(told, dict) and told:
-        told = {"block": "b", "show": "skipped", "kinds": {}} | told
+    if isinstance(told, dict) and told and "block" not in told or told == {"block": "no"}:
+        told = {"key": 0, "block": "b", "show": "skipped", "kinds": {}} | told
     with pytest.raises(BadRequest, match="does not exist"):
         checked(told, ["b"], [0, 1])
 
@@ -115,6 +116,21 @@ def test_a_row_that_fails_says_so_and_the_others_are_shown(finished, monkeypatch
     assert look.state == "finished"
     assert "Out of memory" in look.views[1]["error"] and [row["error"] is None for row in look.views] == [True, False, True, True]
     assert list(look.overlay(wanted(look, "skipped"))["rows"]) == ["0", "2", "3"]
+
+
+def test_a_look_that_is_stopped_while_it_decodes_shows_the_rows_before(finished, monkeypatch):
+    look = Inside(finished)
+    estimates = look.estimates
+    monkeypatch.setattr(look, "estimates", lambda pipe, channels, steps: (look.views and look.stop.set(), estimates(pipe, channels, steps))[1])
+    look.work()
+    assert look.state == "stopped" and list(look.traces) == [0] and list(look.overlay(wanted(look, "skipped"))["rows"]) == ["0"]
+
+
+def test_records_that_were_cleared_are_told(look):
+    look.traces[1].unlink()
+    assert [path.endswith(".npz") for path in look.files()] == [True] * 3
+    with pytest.raises(BadRequest, match="look inside again"):
+        look.overlay(wanted(look, "skipped"))
 
 
 def test_a_look_that_is_stopped_keeps_what_it_has(finished):

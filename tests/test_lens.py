@@ -81,7 +81,8 @@ def test_tokens_of_unknown_places_are_left_out(tiny_pipe):
     assert lens.self_shares(block.attn1, torch.randn(1, 40, block.attn1.to_q.in_features), (8, 8), None) is None
 
 
-@pytest.mark.parametrize("text", ("full", "tome", "atedm", "attention_reuse(share=0.5)", "few_step(steps=4)"))
+@pytest.mark.parametrize("text", ("full", "tome", "atedm", "attention_reuse(share=0.5)", "few_step(steps=4)", "atedm+tome",
+                                  "tome+atedm"))
 def test_every_run_records_maps_and_estimates(tiny_pipe, text):
     done, channels = traced(tiny_pipe, text)
     blocks = transformer_blocks(tiny_pipe.unet, (16, 16))
@@ -118,6 +119,12 @@ def test_the_last_estimate_is_nearly_the_picture_and_the_first_is_not(tiny_pipe)
     assert last < 0.05 * first
 
 
+def test_maps_leave_room_for_the_rest(tiny_pipe):
+    small = Trace(budget=200_000)
+    run.generate(tiny_pipe, REQUEST, parse_stack("full"), 4, trace=small)
+    assert small.dropped["attention.self"] and len(small.channels["estimate"]) == 4 and "estimate" not in small.dropped
+
+
 def test_what_belongs_to_a_block_is_read_alone(tiny_pipe, tmp_path):
     _, channels = traced(tiny_pipe, "atedm")
     whole = Trace()
@@ -136,8 +143,13 @@ def test_what_belongs_to_a_block_is_read_alone(tiny_pipe, tmp_path):
 
 def test_activity_is_the_share_that_was_computed(tiny_pipe):
     names = [name for name, _, _ in transformer_blocks(tiny_pipe.unet, (16, 16))]
-    reuse = activity(traced(tiny_pipe, "attention_reuse(schedule=1010,maps=self)")[1], names, 4)
+    reuse = activity(traced(tiny_pipe, "attention_reuse(schedule=1010)")[1], names, 4)
     assert reuse.tolist() == [[1, 0, 1, 0]] * len(names)
+    half = activity(traced(tiny_pipe, "attention_reuse(schedule=1010,maps=self)")[1], names, 4)
+    assert half.tolist() == [[1, 0.5, 1, 0.5]] * len(names)
+    pruned = activity(traced(tiny_pipe, "atedm(ratio=0.5)")[1], names, 4)
+    assert [pruned[i].max() for i, name in enumerate(names) if name.endswith(".0")] == [1] * sum(name.endswith(".0") for name in names)
+    assert pruned.min() == 0.5 and all(pruned[i, 3] == 0.5 for i, name in enumerate(names) if name.endswith(".1"))
     assert activity(traced(tiny_pipe, "full")[1], names, 4).min() == 1
     merged = traced(tiny_pipe, "tome(ratio=0.5,max_downsample=1)")[1]
     shares = activity(merged, names, 4)

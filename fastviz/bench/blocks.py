@@ -9,7 +9,6 @@ blocks or steps costs its share. Ranking pays over all later layers of the same 
 
 import argparse
 import json
-import platform
 import time
 from statistics import median
 
@@ -17,7 +16,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import gwpr, models
-from ..compare import device_name
+from ..compare import environment
 from ..methods import atedm, attention_reuse, tome
 from ..request import check_number
 from ..trace import Context
@@ -146,8 +145,7 @@ def main(argv=None, shapes=SHAPES):
         told = timed(parts(*shape, device, dtype), args.rounds, device)
         found.append({"shape": name, "tokens": shape[0] ** 2, "channels": shape[1], "heads": shape[2],
                       "milliseconds": {part: 1000 * seconds for part, seconds in told.items()}, "ratios": ratios(told)})
-    machine = {"device": device_name(device), "dtype": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
-               "torch": torch.__version__, "system": platform.platform()}
+    machine = environment()
     print("Milliseconds, medians of {} rounds. {}\n".format(args.rounds, ", ".join(f"{k} {v}" for k, v in machine.items())))
     print(table(found), end="\n\n")
     print(json.dumps({"bench": "blocks", "environment": machine, "rounds": args.rounds, "blocks": found}, allow_nan=False))

@@ -100,6 +100,7 @@ def main(argv=None):
     parser.add_argument("--steps", type=int, default=50)
     args = parser.parse_args(argv)
     check_number("count", "--count", args.count, 2, 10_000, int)
+    check_number("steps", "--steps", args.steps, 5, 1000, int)
     texts, pipe = prompts.read(args.model, 0, args.count, args.prompts_file)[1], models.load(args.model)
     asked = [Request(text, seed=SEED + i, steps=args.steps, model=args.model, methods="full") for i, text in enumerate(texts)]
     knobs, told, bar = arms(pipe, asked[0]), [], Bar()

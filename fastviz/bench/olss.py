@@ -21,8 +21,8 @@ from ..fit.work import Work, networks
 from ..methods import olss
 from ..patch import Refused
 from ..request import STEPS, BadRequest, check_number
+from ..run import pictures
 from ..search import prompts, session
-from ..search.network import pictures
 
 SEED = 500_000  # of the prompts, and of the first one's noise; the fit's is below
 FIGURES = ("rmse", "rmse_fine", "lpips", "match")

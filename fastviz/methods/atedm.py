@@ -304,7 +304,7 @@ class RecordedPruning(Pruning):
     some were left out, the importance that decided, 1 on average; of the conditional half of the batch."""
 
     def begin(self, x):
-        for name in self.names:
+        for name in self.names[1:]:  # the first one sees all tokens, or those that another method merged
             self.context.seen.pop(name, None)
         super().begin(x)
 
@@ -314,7 +314,7 @@ class RecordedPruning(Pruning):
         x, kept = super().prune(x, kept, slot), self.kept[-1]
         seen = kept.new_full((self.size[0] * self.size[1],), -1)
         seen[kept] = torch.arange(len(kept), device=kept.device)
-        self.context.seen.update(dict.fromkeys(self.names, seen))
+        self.context.seen.update(dict.fromkeys(self.names[1:], seen))
         return x
 
     def recover(self, y):

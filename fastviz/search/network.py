@@ -1,4 +1,4 @@
-"""The network as a function of latents and timestep, for a batch of prompts, and latents as pictures."""
+"""The network as a function of latents and timestep, for a batch of prompts."""
 
 import torch
 
@@ -28,10 +28,3 @@ class Network:
         self.calls += 1
         self.on_call(len(x))
         return e
-
-
-@torch.no_grad()
-def pictures(pipe, latents):
-    """Latents (B, 4, h, w) -> PIL pictures, as the pipeline makes them."""
-    scaled = latents.to(pipe.device, pipe.vae.dtype) / pipe.vae.config.scaling_factor
-    return pipe.image_processor.postprocess(pipe.vae.decode(scaled, return_dict=False)[0], output_type="pil")

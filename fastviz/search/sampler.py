@@ -9,7 +9,7 @@ from .. import metrics
 from ..methods import attached, attention_reuse
 from ..request import BadRequest
 from ..run import context_of
-from .network import Network, pictures
+from .network import Network
 
 EQUAL = 100.0  # dB that equal pictures count, so that means stay finite
 

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import logging
 import math
 import os
 import re
@@ -10,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from .. import models
 from ..request import BadRequest
@@ -18,7 +18,6 @@ from ..trace import load as load_trace
 from .board import png
 from .job import Work
 
-log = logging.getLogger(__name__)
 COLUMNS = 10  # of a sheet of frames
 TOGETHER = 8  # estimates decoded at once
 SKIPPED = "skipped"
@@ -38,6 +37,15 @@ def webp(image):
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
+def cut(sheet, steps):
+    """The pictures on a sheet as `webp` gave it: list of PIL."""
+    whole = Image.open(io.BytesIO(base64.b64decode(sheet.partition(",")[2])))
+    across = min(COLUMNS, steps)
+    wide, high = whole.width // across, whole.height // -(-steps // across)
+    corners = ((step % across * wide, step // across * high) for step in range(steps))
+    return [whole.crop((x, y, x + wide, y + high)) for x, y in corners]
+
+
 def words_of(model, prompt):
     """[(position among the prompt's tokens, text)] of what the model read, punctuation left out."""
     tokens = models.tokenizer(models.MODELS[model].folder)
@@ -47,13 +55,12 @@ def words_of(model, prompt):
 
 
 class Inside(Work):
-    """Traced runs of a finished comparison's rows. views: what the page shows of each; traces: {row index: .npz file};
-    pictures: {row index: the estimate at every step}."""
+    """Traced runs of a finished comparison's rows. views: what the page shows of each, in order; traces: {row index: .npz
+    file}."""
 
     def __init__(self, job):
         super().__init__("look inside")
         self.job, self.asked = job, [row for _, row in sorted(job.rows.items()) if row.image is not None]
-        self.pictures = {}
         self.views, self.traces, self.blocks, self.words, self.place = [], {}, [], [], (0, 0, 1)
         self.folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
 
@@ -73,47 +80,45 @@ class Inside(Work):
         from ..compare import sentence, traced
         from ..run import Lost, Stopped
 
-        told = {"index": row.index, "title": row.title, "stack": row.stack, "steps": row.steps, "error": None, "note": ""}
+        told = {"index": row.index, "title": row.title, "stack": row.stack, "steps": row.steps, "error": None}
+        path = self.folder / picture_name(row).replace(".png", ".npz")
         try:
             trace = traced(self.job.request, row, stop=self.stop.is_set,
                            on_step=lambda step, steps: self.watch(i, row.title, step, steps))
+            trace.save(path)
+            found = self.shown(pipe, row, trace)
         except (Stopped, Lost):
             raise
         except Exception as error:
             return told | {"error": sentence(error, row.title, self.job.request)}
-        self.traces[row.index] = path = self.folder / picture_name(row).replace(".png", ".npz")
-        trace.save(path)
-        if lost := sum(trace.dropped.values()):
-            told["note"] = f"{lost} records were too large to keep: some steps are missing."
-        return told | self.shown(pipe, row, trace.channels)
+        self.traces[row.index] = path  # last: what is here can be shown
+        return told | found
 
     def watch(self, i, title, step, steps):
         self.place, self.sentence = (i, step, steps), f"Recording {title}: step {step} of {steps}"
         self.changed.set()
 
-    def shown(self, pipe, row, channels):
+    def shown(self, pipe, row, trace):
         from .. import views
 
-        self.pictures[row.index] = estimates = self.estimates(pipe, channels, row.steps)
+        channels, lost = trace.channels, sum(trace.dropped.values())
         strip = views.strip(views.activity(channels, [name for name, _ in self.blocks], row.steps))
-        return {"picture": png(row.image), "estimates": webp(views.sheet(np.stack([np.asarray(each.convert("RGBA")) for each in estimates]), COLUMNS)),
-                "kinds": views.kinds(channels), "strip": png(strip)}
+        sheet = views.sheet(self.estimates(pipe, channels, row.steps), COLUMNS)
+        return {"picture": png(row.image), "estimates": webp(sheet), "kinds": views.kinds(channels), "strip": png(strip),
+                "note": f"There was no room for {lost} records: some steps are missing." if lost else ""}
 
     def estimates(self, pipe, channels, steps):
-        """The picture as the network estimated it at every step: list of PIL."""
+        """The picture as the network estimated it at every step: (steps, h, w, 4) uint8."""
         import torch
 
-        from ..run import Stopped
+        from ..run import Stopped, pictures
 
-        latents = torch.stack([torch.from_numpy(channels["estimate"][step, ""]) for step in range(steps)])
-        found = []
-        with torch.no_grad():
-            for some in latents.split(TOGETHER):
-                if self.stop.is_set():
-                    raise Stopped
-                some = some.to(pipe.device, pipe.vae.dtype) / pipe.vae.config.scaling_factor
-                found += pipe.image_processor.postprocess(pipe.vae.decode(some, return_dict=False)[0], output_type="pil")
-        return found
+        latents, found = torch.stack([torch.from_numpy(channels["estimate"][step, ""]) for step in range(steps)]), []
+        for some in latents.split(TOGETHER):
+            if self.stop.is_set():
+                raise Stopped
+            found += [np.asarray(picture.convert("RGBA")) for picture in pictures(pipe, some)]
+        return np.stack(found)
 
     def status(self):
         """The progress line."""
@@ -132,28 +137,36 @@ class Inside(Work):
         """The overlays that the page asks for, as plain values: {"key", "rows": {index: {"sheet", "legend", "sentence",
         "captions"}, or None where a row skipped nothing}}. wanted: {"key", "block", "show": "skipped", a word's token or
         a point [y, x], "kinds": {index: kind}}. BadRequest for anything else."""
-        return {"key": wanted["key"], "rows": {str(row.index): frames and told_frames(frames)
-                                               for row, frames in self.drawn(wanted)}}
+        rows = {str(row.index): frames and told_frames(frames) for row, _, frames in self.drawn(wanted)}
+        return {"key": wanted["key"], "rows": rows}
 
     def animations(self, wanted):
         """The same overlays as animated pictures in the temp folder, over the estimates of their steps: their paths."""
         from .. import views
 
         found = []
-        for row, frames in self.drawn(wanted):
+        for row, view, frames in self.drawn(wanted):
             if frames is not None:
                 found.append(self.traces[row.index].with_suffix(".webp"))
-                views.animation(self.pictures[row.index], frames.images, found[-1])
+                views.animation(cut(view["estimates"], row.steps), frames.images, found[-1])
         return found
 
+    def files(self):
+        """Paths of the records that are still there: the temp folder is cleared when it is old or full."""
+        return [str(path) for path in self.traces.values() if path.exists()]
+
     def drawn(self, wanted):
-        """(row, Frames or None) of every row that was recorded. BadRequest when the page asks for what there is not."""
+        """(row, its view, Frames or None) of every row that was recorded. BadRequest when the page asks for what there is
+        not, or no longer."""
         block, show, chosen = checked(wanted, [name for name, _ in self.blocks], [token for token, _ in self.words])
-        for row in self.asked:
+        for row, view in zip(self.asked, self.views):
             if row.index in self.traces:
-                kinds = next(view["kinds"] for view in self.views if view["index"] == row.index)
-                kind = chosen.get(str(row.index)) if chosen.get(str(row.index)) in kinds else next(iter(kinds), None)
-                yield row, self.frames(row, block, show, kind)
+                kind = chosen.get(str(row.index))
+                kind = kind if isinstance(kind, str) and kind in view["kinds"] else next(iter(view["kinds"]), None)
+                try:
+                    yield row, view, self.frames(row, block, show, kind)
+                except FileNotFoundError:
+                    raise BadRequest("inside", "The records were cleared to make room: look inside again.") from None
 
     def frames(self, row, block, show, kind):
         """Frames of one row, or None where it skipped nothing that could be shown."""
@@ -179,7 +192,7 @@ def told_frames(frames):
 def checked(wanted, blocks, tokens):
     """(block, what to show, {index: kind}) of an overlay that the page asks for. BadRequest when it is none."""
     wrong = BadRequest("inside", "This view does not exist: choose a block, a word or a point of a picture.")
-    if not isinstance(wanted, dict) or wanted.get("block") not in blocks or not isinstance(wanted.get("kinds", {}), dict):
+    if not isinstance(wanted, dict) or "key" not in wanted or wanted.get("block") not in blocks or not isinstance(wanted.get("kinds", {}), dict):
         raise wrong
     show = wanted.get("show")
     if show == SKIPPED or isinstance(show, int) and not isinstance(show, bool) and show in tokens:

@@ -99,12 +99,13 @@ class Page:
                 picked.then(self.compare, api_name="run_example", **options)]
         looks = self.look.click(self.look_inside, None, [*shown, self.records], show_progress="minimal", show_progress_on=self.status,
                                 api_visibility="private", **PIPELINE)
-        self.wanted.submit(self.overlays, self.wanted, self.overlay, preprocess=False, queue=False, **PRIVATE)
-        self.animate.click(self.animation, self.wanted, self.records, preprocess=False, concurrency_limit=1, **PRIVATE)
+        self.wanted.submit(self.overlays, self.wanted, self.overlay, preprocess=False, concurrency_limit=1,
+                           trigger_mode="always_last", **PRIVATE)
+        self.animate.click(self.animation, self.wanted, self.records, preprocess=False, **PRIVATE, **PIPELINE)
         for event in (*runs, looks):
             event.failure(fn=None, js="() => fastviz.refused()", outputs=[self.status, self.run, self.stop], **PRIVATE)
         self.stop.click(fn=None, js="() => fastviz.stop()", **PRIVATE)
-        self.stop.click(self.stopped, None, shown, cancels=[*runs, looks], queue=False, **PRIVATE)
+        self.stop.click(self.stopped, None, [*shown, self.records], cancels=[*runs, looks], queue=False, **PRIVATE)
         self.dice.click(fn=None, js="() => Math.floor(Math.random() * 2 ** 32)", outputs=self.ask.controls["seed"], **PRIVATE)
         self.link.click(fn=None, js="() => fastviz.copy_link()", **PRIVATE)
         spoken = [self.ask.controls[name] for name in ("model", "prompt")]
@@ -149,22 +150,22 @@ class Page:
         """Runs the rows of the last comparison once more, recording, and shows what was recorded as it comes."""
         job = self.jobs.get(request.session_hash)
         if job is None or job.state == "running" or LOST.is_set():
-            yield {**IDLE, "state": "failed", "sentence": GONE if LOST.is_set() else "Run a comparison first."}, *[gr.skip()] * 7
+            yield {**IDLE, "state": "failed", "sentence": GONE if LOST.is_set() else "Run a comparison first."}, gr.skip(), *FREE, *[gr.skip()] * 4
             return
         self.looks[request.session_hash] = look = Inside(job)
         try:
-            rest = *BUSY, gr.skip()
+            rest, button, files = (*BUSY, gr.skip()), gr.Button(interactive=False), None
             for fresh in look.changes():
-                yield look.status(), gr.skip(), *rest, look.board() if fresh else gr.skip(), gr.skip(), gr.skip()
-                rest = [gr.skip()] * 3
-            yield *self.looked(look), list(map(str, look.traces.values()))
+                yield look.status(), gr.skip(), *rest, look.board() if fresh else gr.skip(), button, files
+                rest, button, files = [gr.skip()] * 3, gr.skip(), gr.skip()
+            yield self.looked(look)
             look.told = True
         finally:
             look.end()
 
     def looked(self, look):
         """Everything at the end of a look inside."""
-        return look.status(), gr.skip(), *FREE, gr.skip(), look.board(), gr.skip()
+        return look.status(), gr.skip(), *FREE, gr.skip(), look.board(), gr.Button(interactive=True), look.files()
 
     def overlays(self, wanted, request: gr.Request):
         """What is laid over the pictures for the block, word or point that was chosen."""
@@ -172,7 +173,7 @@ class Page:
         try:
             return look.overlay(wanted) if look and look.state != "running" else gr.skip()
         except BadRequest as refusal:
-            return {"key": None, "sentence": str(refusal), "rows": {}}
+            return {"key": wanted.get("key") if isinstance(wanted, dict) else None, "sentence": str(refusal), "rows": {}}
 
     def animation(self, wanted, request: gr.Request):
         """The overlays that are shown, over all steps, as an animated picture beside the records."""
@@ -180,7 +181,7 @@ class Page:
         if look is None or look.state == "running":
             return gr.skip()
         try:
-            return [*map(str, look.traces.values()), *map(str, look.animations(wanted))]
+            return [*look.files(), *map(str, look.animations(wanted))]
         except BadRequest as refusal:
             gr.Warning(str(refusal))
             return gr.skip()
@@ -190,10 +191,10 @@ class Page:
         job, look = self.jobs.get(request.session_hash), self.looks.get(request.session_hash)
         work = job if look is None or look.told else look
         if work is None or work.told:
-            return {**IDLE, "sentence": "You left the queue."}, gr.skip(), *FREE, *[gr.skip()] * 3
+            return {**IDLE, "sentence": "You left the queue."}, gr.skip(), *FREE, *[gr.skip()] * 4
         work.end()
         work.told = True
-        return self.outcome(work) if work is job else self.looked(work)
+        return (*self.outcome(work), gr.skip()) if work is job else self.looked(work)
 
     def leave(self, request: gr.Request):
         """A closed tab ends its work and takes its pictures with it."""

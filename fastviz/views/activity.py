@@ -8,19 +8,20 @@ NONE, FULL = np.array([0xE6, 0x9F, 0x00]), np.array([0x9A, 0xA5, 0xB1])  # orang
 
 def activity(channels, blocks, steps):
     """(blocks, steps) float in 0..1: the share of the tokens that a block's attention saw, times the share of its maps
-    that were computed. 1 where no method recorded anything."""
+    that were computed. 1 where no method recorded anything. A transformer's first block sees the tokens that are pruned
+    after it; where they are pruned in several places, the blocks between count as the last."""
     found = np.ones((len(blocks), steps))
-    for channel in ("tome.tokens", "atedm.tokens"):
-        for (step, layer), (before, after) in channels.get(channel, {}).items():
-            for i, block in enumerate(blocks):
-                if layer == block or f"{block}.".startswith(f"{layer}."):
-                    found[i, step] *= after / before
+    for i, block in enumerate(blocks):
+        transformer, _, layer = block.rpartition(".transformer_blocks.")
+        names = [("tome.tokens", block)] + [("atedm.tokens", transformer)] * (layer != "0")
+        for step in range(steps):
+            for channel, name in names:
+                before, after = channels.get(channel, {}).get((step, name), (1, 1))
+                found[i, step] *= after / before
     ages = channels.get("attention_reuse.age", {})
     for i, block in enumerate(blocks):
         for step in range(steps):
-            parts = [ages[step, f"{block}.{part}"] == 0 for part in ("attn1", "attn2") if (step, f"{block}.{part}") in ages]
-            if parts:
-                found[i, step] *= np.mean(parts)
+            found[i, step] *= np.mean([ages.get((step, f"{block}.{part}"), 0) == 0 for part in ("attn1", "attn2")])
     return found
 
 

@@ -112,7 +112,7 @@ def fate(channels, layer, steps, place):
     stands_in = p.recorded(channels, "atedm.source", layer)
     for step, kept in p.recorded(channels, "atedm.kept", layer).items():
         at = cell(place, kept.shape)
-        source = int(stands_in[step][at])
+        source = int(stands_in[step][at]) if step in stands_in else -1
         where = "" if source < 0 else ", filled in from row {}, column {} of {} x {}".format(
             source // kept.shape[1] + 1, source % kept.shape[1] + 1, *kept.shape)
         found[step].append("kept" if kept[at] else f"left out{where}")

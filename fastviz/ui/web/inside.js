@@ -3,6 +3,7 @@
 (() => {
   const { h, say } = fastviz;
   const SIZE = 256, PLAY = 120; // pixels of a canvas; milliseconds between two steps of an animation
+  const HINT = "Click a word to see where the model looks for it. Click a point of a picture to see where that point looks, and what became of it. Blocks are the parts of the network with attention, in the order in which they run; 32 x 32 are the squares (tokens) that they work on.";
   let now = null, parts = null, ask = () => {};
   const view = { step: 0, block: null, show: "skipped", kinds: {}, base: "picture", over: true };
   const sheets = new Map(); // key of an overlay -> {row index: {image, legend, sentence, captions}}
@@ -29,19 +30,21 @@
   }
 
   fastviz.overlay = async (element, value) => {
-    if (!value || !value.key || sheets.has(value.key)) return;
+    if (!value || sheets.has(value.key)) return;
+    asked = null;
+    if (parts) say(parts.hint, value.sentence || HINT);
+    if (value.sentence) return;
     const found = {};
     for (const [index, told] of Object.entries(value.rows)) found[index] = told && { ...told, image: await image(told.sheet) };
     if (sheets.size > 40) sheets.delete(sheets.keys().next().value);
     sheets.set(value.key, found);
-    asked = null;
     draw();
     want(); // what was chosen meanwhile
   };
 
   fastviz.inside = (element, value) => {
     const place = element.querySelector(".inside");
-    document.body.classList.toggle("has-look", !!value && (value.state === "running" || value.state === "finished"));
+    document.body.classList.toggle("has-look", !!value && value.state !== "running" && value.rows.some((row) => !row.error));
     if (!value) {
       stop();
       now = parts = null;
@@ -51,7 +54,9 @@
     if (!parts || parts.look !== value.look) begin(place, value);
     now = value;
     for (const row of value.rows) if (!parts.cards.has(row.index)) add(row);
-    parts.controls.hidden = !value.rows.some((row) => !row.error);
+    const titles = fastviz.names(value.rows);
+    value.rows.forEach((row, i) => say(parts.cards.get(row.index).title, titles[i]));
+    parts.controls.hidden = value.state === "running" || !value.rows.some((row) => !row.error);
     draw();
     want();
   };
@@ -61,7 +66,7 @@
     sheets.clear();
     asked = null;
     now = value;
-    Object.assign(view, { step: value.steps - 1, block: null, show: "skipped", kinds: {} });
+    Object.assign(view, { step: value.steps - 1, block: null, show: "skipped", kinds: {}, base: "picture", over: true });
     const choose = (change) => { change(); draw(); want(); };
     parts = { look: value.look, cards: new Map(), base: {} };
     parts.step = h("input", { type: "range", min: 0, max: value.steps - 1, value: view.step, step: 1, id: "inside-step", "aria-label": "Step",
@@ -76,10 +81,10 @@
     parts.under = h("select", { "aria-label": "Picture below", onchange: () => { view.base = parts.under.value; draw(); } },
       h("option", { value: "picture" }, "the finished picture"), h("option", { value: "estimates" }, "the picture as expected at this step"));
     parts.over = h("input", { type: "checkbox", checked: true, onchange: () => { view.over = parts.over.checked; draw(); } });
-    parts.hint = h("p", { class: "note" }, "Click a word to see where the model looks for it. Click a point of a picture to see where that point looks.");
+    parts.hint = h("p", { class: "note", role: "status" }, HINT);
     parts.controls = h("div", { class: "looking" },
       h("div", { class: "scrub" }, parts.play, parts.step, parts.told),
-      h("div", { class: "choose" }, h("label", {}, "Block ", parts.block), h("label", {}, "Below ", parts.under), h("label", {}, parts.over, " Overlay")),
+      h("div", { class: "choose" }, h("label", {}, "Block ", parts.block), h("label", {}, "Drawn over ", parts.under), h("label", {}, parts.over, " Overlay")),
       h("div", { class: "chips", role: "group", "aria-label": "What to show" }, parts.chips[0], h("span", {}, "Attention to:"), parts.chips.slice(1)), parts.hint);
     parts.grid = h("div", { class: "lenses" });
     parts.legend = h("p", { class: "note" }, "The strip below each picture: steps from left to right, blocks from top to bottom. Grey where all attention was computed; the more orange, the less of it. Click it to go there.");
@@ -100,9 +105,9 @@
 
   async function add(row) {
     const card = { row, canvas: h("canvas", { width: SIZE, height: SIZE, role: "img", tabindex: "0" }), caption: h("p", { class: "caption" }), legend: h("ul", { class: "legend" }),
-      sentence: h("p", { class: "sentence" }), kind: h("select", { "aria-label": "Kind of overlay" }), cursor: h("i", {}), strip: h("img", { alt: "" }) };
+      sentence: h("p", { class: "sentence" }), kind: h("select", { "aria-label": "Kind of overlay" }), cursor: h("i", {}), strip: h("img", { alt: "" }), title: h("h3", {}, row.title) };
     card.place = h("div", { class: "strip", title: "Steps from left to right, blocks from top to bottom: click to go there" }, card.strip, card.cursor);
-    card.element = h("article", { class: "lens" }, h("h3", {}, row.title), row.error ? h("p", { class: "refusal" }, row.error) : [card.canvas, card.caption, card.place, card.kind, card.sentence, card.legend]);
+    card.element = h("article", { class: "lens" }, card.title, row.error ? h("p", { class: "refusal" }, row.error) : [card.canvas, card.caption, card.place, card.kind, card.sentence, card.legend]);
     parts.cards.set(row.index, card);
     parts.grid.append(card.element);
     if (row.error) return;
@@ -166,7 +171,7 @@
     context.imageSmoothingEnabled = false;
     if (view.over && told && told.image) frame(context, told.image, step, row.steps);
     if (Array.isArray(view.show) && !found) mark(context, view.show[1] * SIZE, view.show[0] * SIZE);
-    const caption = told ? told.captions[step] : found ? "Nothing was skipped." : "";
+    const caption = told ? told.captions[step] : found ? "Nothing was skipped within this step." : "";
     say(card.caption, (row.steps === now.steps ? "" : `Step ${step + 1} of ${row.steps}. `) + (caption || ""));
     say(card.sentence, [told ? told.sentence : "", row.note].join(" ").trim());
     legend(card.legend, told ? told.legend : []);
