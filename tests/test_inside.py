@@ -55,6 +55,11 @@ def test_every_row_is_recorded_and_shown(look, finished):
     assert look.status()["state"] == "finished"
 
 
+def test_before_anything_is_recorded_there_is_nothing_to_choose(finished):
+    told = Inside(finished).board()
+    assert told["blocks"] == told["words"] == told["rows"] == []
+
+
 def test_overlays_are_those_of_the_rows_that_skipped_something(look):
     found = look.overlay(wanted(look, "skipped"))
     assert found["key"] == "k" and [bool(row) for row in found["rows"].values()] == [False, True, True, False]

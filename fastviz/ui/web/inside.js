@@ -45,7 +45,7 @@
   fastviz.inside = (element, value) => {
     const place = element.querySelector(".inside");
     document.body.classList.toggle("has-look", !!value && value.state !== "running" && value.rows.some((row) => !row.error));
-    if (!value) {
+    if (!value || !value.blocks.length) { // nothing was recorded yet
       stop();
       now = parts = null;
       place.replaceChildren(h("p", { class: "note" }, "What did each row skip? Run a comparison, then look inside: every row runs once more, at the same seed, while what happens in its attention is recorded. The pictures stay the same; the times above are not touched."));
