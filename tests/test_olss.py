@@ -18,9 +18,9 @@ from fastviz.fit import calibrate, runs, solvers, subspace
 from fastviz.methods import olss
 from fastviz.patch import Refused
 from fastviz.request import BadRequest, Request
-from fastviz.run import context_of, generate
+from fastviz.run import context_of, generate, pictures
 from fastviz.schedulers import OLSSScheduler, alphas_of, ddim
-from fastviz.search.network import Network, pictures
+from fastviz.search.network import Network
 from fastviz.stickers import parts
 from fastviz.trace import Trace
 
