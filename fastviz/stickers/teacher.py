@@ -19,6 +19,7 @@ from .muon import Muon
 
 WINDOW, WHOLE = 16, 32  # latent cells
 EMPTY = 0.1  # share of captions dropped, for guidance
+PAIRS = 0.7  # share of two stickers among whole scenes: windows teach the rest, and two are learnt last
 CLEAR = 0.65  # share of the timesteps, from the clean end, at which a noisy window still shows where its sticker is
 
 
@@ -67,12 +68,12 @@ class Scenes:
         self.latents[at] = self.encoder(pictures.to(DEVICE) / 127.5 - 1).half()
         self.tokens[at], self.boxes[at] = tokens.to(DEVICE), boxes.to(DEVICE)
         self.count += len(pictures)
-        self.singles = self.boxes[:self.count, 2].nonzero().flatten()
 
     def draw(self, size, cells):
         """(latents (size, 4, cells, cells), tokens (size, 24)); a window holds its scene's one sticker."""
-        known = self.singles if cells < WHOLE else torch.arange(min(self.count, self.room), device=DEVICE)
-        rows = known[torch.randint(len(known), (size,), device=DEVICE)]
+        alone = self.boxes[:self.count, 2] > 0
+        even = torch.where(alone, (1 - PAIRS) / alone.sum(), PAIRS / (~alone).sum())
+        rows = torch.multinomial(even if cells == WHOLE else alone.float(), size, replacement=True)
         dropped = torch.rand(size, 1, device=DEVICE) < EMPTY
         y, x = (corners(self.boxes[rows, axis], self.boxes[rows, 2], cells)[:, None] + torch.arange(cells, device=DEVICE)
                 for axis in (1, 0))
