@@ -8,7 +8,7 @@ import torch
 from .. import metrics
 from ..methods import attached, attention_reuse
 from ..request import BadRequest
-from ..run import context_of
+from ..run import context_of, pictures
 from .network import Network
 
 EQUAL = 100.0  # dB that equal pictures count, so that means stay finite
