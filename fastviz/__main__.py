@@ -69,9 +69,8 @@ def run_compare(args):
     from pathlib import Path
 
     from . import models, store, views
-    from .compare import compare, environment, final, traced
+    from .compare import compare, environment, final
     from .request import BadRequest
-    from .run import Failed
 
     if args.out:
         Path(args.out).mkdir(parents=True, exist_ok=True)  # before minutes are spent
@@ -86,22 +85,38 @@ def run_compare(args):
     line = {"command": "compare", **store.report(request, rows, told)}
     if args.out:
         line["out"] = str(store.save(args.out, request, rows, told))
-        for row in rows if args.records else ():
-            if row.image is not None:
-                print(f"{row.title}: recording", file=sys.stderr)
-                try:
-                    trace = traced(request, row)
-                except Failed as error:  # it takes more memory than the row did
-                    print(f"{row.title} was not recorded: {error}", file=sys.stderr)
-                    continue
-                trace.save(Path(args.out, store.picture_name(row)).with_suffix(".npz"))
-                if trace.dropped:
-                    print(f"There was no room for {trace.dropped.total()} records.", file=sys.stderr)
+        if args.records:
+            record(request, rows, Path(args.out))
         print(f"Written to {args.out}.")
     for row in line["rows"]:
         del row["per_step"], row["flops_per_step"]  # run.json has them
     print(json.dumps(line, allow_nan=False))
     return 1 if any(row.error for row in rows) else 0
+
+
+def record(request, rows, folder):
+    """What happens inside each row, as .npz, and where and when it saved work, as a figure."""
+    from . import models, store, views
+    from .compare import traced
+    from .patch import transformer_blocks
+    from .run import Failed
+
+    pipe, runs = models.load(request.model), {}
+    side = request.size // pipe.vae_scale_factor
+    blocks = [name for name, _, _ in transformer_blocks(pipe.unet, (side, side))]
+    for row in (row for row in rows if row.image is not None):
+        print(f"{row.title}: recording", file=sys.stderr)
+        try:
+            trace = traced(request, row)
+        except Failed as error:  # it takes more memory than the row did
+            print(f"{row.title} was not recorded: {error}", file=sys.stderr)
+            continue
+        trace.save((folder / store.picture_name(row)).with_suffix(".npz"))
+        if trace.dropped:
+            print(f"There was no room for {trace.dropped.total()} records.", file=sys.stderr)
+        runs[f"{row.index}. {row.title}"] = blocks, views.activity(trace.channels, blocks, row.steps), row.flops_per_step
+    if runs:
+        (folder / "inside.png").write_bytes(views.png(views.saved(runs, rows[0].flops_per_step)))
 
 
 def run_doctor(args):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from fastviz import __main__ as command
 from fastviz import models, store, trace
@@ -42,6 +43,7 @@ def test_records_of_every_row_lie_beside_its_picture(tiny, tmp_path, capsys):
     assert command.main(["compare", "a cat", "--methods", "full,tome", "--out", str(tmp_path), "--records", *QUICK]) == 0
     assert "tome.labels" in trace.load(tmp_path / "01-tome.npz").channels
     assert "attention.cross" in trace.load(tmp_path / "00-full.npz").channels
+    assert Image.open(tmp_path / "inside.png").width > 1000
 
 
 def test_a_row_that_fails_makes_the_exit_code_1_and_the_rest_is_there(tiny, capsys):

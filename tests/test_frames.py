@@ -165,6 +165,21 @@ def test_what_was_least_alike_is_brightest():
     assert found.legend[-1] == ("#fcfdbf", "70 % alike") and (at[0, :3] == (0xfc, 0xfd, 0xbf)).all()
 
 
+def test_bars_count_what_merged_at_which_cosine():
+    draw = np.random.default_rng(0)
+    cosines = {0: draw.uniform(0.6, 1, (8, 8)), 1: draw.uniform(0.8, 1, (8, 8))}
+    cosines[0].flat[:40], cosines[0].flat[50] = np.nan, 0.5
+    cells = {step: each.astype(np.float16) for step, each in cosines.items()}
+    found = views.frames({"tome.similarity": {(step, BLOCK): each for step, each in cells.items()}}, "histogram", BLOCK, 3,
+                         picture_of((8, 8)))
+    counts = [np.histogram(each[~np.isnan(each)].astype(float), np.linspace(0.5, 1, 26))[0] for each in cells.values()]
+    yellow = (found.images[:2] == (0xF0, 0xE4, 0x42, 235)).all(-1)[:, 28:228] | (found.images[:2] == (0xF0, 0xE4, 0x42, 255)).all(-1)[:, 28:228]
+    for step in (0, 1):
+        heights = [int(yellow[step, :, 28 + 8 * i + 3].sum()) for i in range(25)]
+        assert np.abs(np.array(heights) / 200 * max(map(max, counts)) - counts[step]).max() < 0.2
+    assert not found.images[2].any()
+
+
 # Heat
 
 def rising(rgba):
@@ -300,10 +315,55 @@ def test_a_place_is_framed_and_shows_where_it_looks(place, token):
         assert (ring == ((0, 0, 0, 255) if (y, x) == token else heat)).all()
 
 
+def reused(maps):
+    """Maps (4, ...) of four steps of which the third and fourth use the second one's."""
+    ages = {(step, f"{BLOCK}.{part}"): np.int16(age) for part in ("attn1", "attn2") for step, age in enumerate((0, 0, 1, 2))}
+    return {"attention_reuse.age": ages} | {channel: {(step, f"{BLOCK}.{part}"): one for step, one in enumerate(each)}
+                                            for channel, (part, each) in maps.items()}
+
+
+def test_attention_used_again_is_shown_beside_what_would_be_computed():
+    draw = np.random.default_rng(0)
+    cross, own = draw.random((4, 3, 8, 8)).astype(np.float16), draw.integers(0, 256, (4, 8, 8, 8, 8), np.uint8)
+    channels = reused({"attention.cross": ("attn2", cross), "attention.self": ("attn1", own)})
+    assert list(views.looks(channels)) == ["now", "used", "change"] and views.looks({}) == {}
+    word, point = ({look: show(look) for look in views.looks(channels)} for show in (
+        lambda look: views.words(channels, BLOCK, 4, 1, look), lambda look: views.point(channels, BLOCK, 4, (0, 0), look)))
+    for found in (word, point):
+        now, used, change = (found[look].images[:, 8:] for look in ("now", "used", "change"))  # below the place's frame
+        assert (used[2:] == now[1]).all() and (used[:2] == now[:2]).all() and (now[2] != now[3]).any()
+        assert not change[:2, ..., :3].any() and change[2:, ..., :3].any()
+        assert "attention of step 2, 2 steps old" in found["used"].captions[3]
+        plain(found["change"])
+    at = word["change"].images[3, 3::8, 3::8].astype(int)
+    more = (cross[1, 1] > cross[3, 1]) & (np.abs(cross[1, 1] - cross[3, 1]) > 0.05)
+    assert (at[more][:, 0] > at[more][:, 2]).all() and more.any()  # orange
+
+
 def test_without_maps_words_and_places_show_nothing():
     for found in (views.words({}, BLOCK, 4, 1), views.point({}, BLOCK, 4, (0.5, 0.5))):
         assert len(found.images) == 4 and not found.images.any() and found.captions == ["not recorded"] * 4
         assert found.sentence == "Attention was not recorded in this part of the network."
+
+
+# What was saved
+
+def test_the_band_of_work_is_as_high_as_the_work():
+    band = np.asarray(views.work([0, 5, 10, 11], 10, height=20)).astype(int)
+    grey = (band == np.asarray(views.strip(np.ones((1, 1))))[0, 0]).all(-1)
+    assert grey.sum(0).tolist() == [0, 10, 20, 20] and grey[10:, 1].all()
+
+
+@pytest.mark.parametrize("dark", (False, True))
+def test_what_was_saved_is_told_in_words_and_drawn_for_every_run(dark):
+    blocks, flops = [f"{TRANSFORMER}.transformer_blocks.{i}" for i in range(2)], [10e9] * 4
+    runs = {"Full model": (blocks, np.ones((2, 4)), flops),
+            "Odd $title$": (blocks, np.array([[1, 1, 0.5, 0.5]] * 2), [10e9, 10e9, 5e9, 5e9])}
+    figure = views.saved(runs, flops, dark)
+    titles = [axes.get_title("left") for axes in figure.axes]
+    assert titles == ["Full model: 100% of the attention computed", "A step takes 100 % of the full model's 10 GFLOP",
+                      "Odd $title$: 75% of the attention computed", "A step takes 50 to 100 % of the full model's 10 GFLOP"]
+    assert len(views.png(figure, 40)) > 1000
 
 
 # Nothing recorded
@@ -339,8 +399,8 @@ def real(pipe, stack, steps=4):
 
 
 STACKS = {
-    "tome": ((tome.Knobs(),), ["groups", "labels", "similarity"]),
-    "tome, deep and by floor": ((tome.Knobs(max_downsample=8, floor=0.5, every=2),), ["groups", "labels", "similarity"]),
+    "tome": ((tome.Knobs(),), ["groups", "labels", "similarity", "histogram"]),
+    "tome, deep and by floor": ((tome.Knobs(max_downsample=8, floor=0.5, every=2),), ["groups", "labels", "similarity", "histogram"]),
     "atedm": ((atedm.Knobs(),), ["kept", "importance", "source"]),
     "atedm, apart": ((atedm.Knobs(guidance="apart", points="each", tau=0),), ["kept", "importance", "source"]),
     "atedm, filled with nothing": ((atedm.Knobs(recover="zero"),), ["kept", "importance"]),
@@ -364,7 +424,7 @@ def test_every_block_of_a_real_run_is_drawn(tiny_pipe, stack, kinds):
             plain(found)
             if found.images.any():
                 drawn += 1
-                assert found.images.shape[1:3] == (8 * size[0], 8 * size[1])
+                assert kind == "histogram" or found.images.shape[1:3] == (8 * size[0], 8 * size[1])
             shown = [text for text, image in zip(found.captions, found.images) if not image.any()]
             assert all(re.search("not active|nothing|all tokens|computed|by place", text) for text in shown)
         assert drawn

@@ -51,6 +51,7 @@ def test_every_row_is_recorded_and_shown(look, finished):
         assert np.array_equal(np.asarray(picture(row["picture"])), np.asarray(finished.rows[row["index"]].image))
         assert picture(row["estimates"]).size == (128 * row["steps"], 128)
         assert picture(row["strip"]).size == (row["steps"], len(told["blocks"]))
+        assert picture(row["work"]).width == row["steps"]
         assert "estimate" in load(look.traces[row["index"]]).channels
     assert look.status()["state"] == "finished"
 
@@ -78,6 +79,13 @@ def test_words_and_points_are_shown_for_every_row(look):
     for found in (word, point):
         assert len({row["sheet"] for row in found["rows"].values()}) == 4
     assert "merged" in " ".join(point["rows"]["1"]["captions"]) and "used instead" in point["rows"]["2"]["captions"][3]
+
+
+def test_attention_that_was_used_again_can_be_compared_with_what_would_be_computed(look):
+    assert [list(row["looks"]) for row in look.board()["rows"]] == [[], [], ["now", "used", "change"], []]
+    shown = [look.overlay(wanted(look, [0.2, 0.7], kinds=kinds))["rows"] for kinds in ({}, {"2": "used"}, {"2": "change"}, {"2": "no"})]
+    assert len({each["2"]["sheet"] for each in shown}) == 3 and shown[3] == shown[0]
+    assert all(each["1"] == shown[0]["1"] for each in shown)
 
 
 def test_animations_have_a_frame_for_every_step(look):

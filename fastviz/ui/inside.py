@@ -103,8 +103,10 @@ class Inside(Work):
 
         channels, lost = trace.channels, sum(trace.dropped.values())
         strip = views.strip(views.activity(channels, [name for name, _ in self.blocks], row.steps))
+        work = views.work(row.flops_per_step, max(self.asked[0].flops_per_step))
         sheet = views.sheet(self.estimates(pipe, channels, row.steps), COLUMNS)
-        return {"picture": png(row.image), "estimates": webp(sheet), "kinds": views.kinds(channels), "strip": png(strip),
+        return {"picture": png(row.image), "estimates": webp(sheet), "kinds": views.kinds(channels),
+                "looks": views.looks(channels), "strip": png(strip), "work": png(work),
                 "note": f"There was no room for {lost} records: some steps are missing." if lost else ""}
 
     def estimates(self, pipe, channels, steps):
@@ -136,7 +138,7 @@ class Inside(Work):
     def overlay(self, wanted):
         """The overlays that the page asks for, as plain values: {"key", "rows": {index: {"sheet", "legend", "sentence",
         "captions"}, or None where a row skipped nothing}}. wanted: {"key", "block", "show": "skipped", a word's token or
-        a point [y, x], "kinds": {index: kind}}. BadRequest for anything else."""
+        a point [y, x], "kinds": {index: one of the row's kinds or, for a word or a point, of its looks}}. BadRequest for anything else."""
         rows = {str(row.index): frames and told_frames(frames) for row, _, frames in self.drawn(wanted)}
         return {"key": wanted["key"], "rows": rows}
 
@@ -161,15 +163,15 @@ class Inside(Work):
         block, show, chosen = checked(wanted, [name for name, _ in self.blocks], [token for token, _ in self.words])
         for row, view in zip(self.asked, self.views):
             if row.index in self.traces:
-                kind = chosen.get(str(row.index))
-                kind = kind if isinstance(kind, str) and kind in view["kinds"] else next(iter(view["kinds"]), None)
+                kind, known = chosen.get(str(row.index)), view["kinds" if show == SKIPPED else "looks"]
+                kind = kind if isinstance(kind, str) and kind in known else next(iter(known), None)
                 try:
                     yield row, view, self.frames(row, block, show, kind)
                 except FileNotFoundError:
                     raise BadRequest("inside", "The records were cleared to make room: look inside again.") from None
 
     def frames(self, row, block, show, kind):
-        """Frames of one row, or None where it skipped nothing that could be shown."""
+        """Frames of one row, or None where it skipped nothing that could be shown. kind: a kind or a look."""
         from .. import views
 
         if show == SKIPPED and kind is None:
@@ -178,8 +180,8 @@ class Inside(Work):
         if show == SKIPPED:
             return views.frames(channels, kind, block, row.steps, row.image)
         if isinstance(show, int):
-            return views.words(channels, block, row.steps, show)
-        return views.point(channels, block, row.steps, show)
+            return views.words(channels, block, row.steps, show, kind or "now")
+        return views.point(channels, block, row.steps, show, kind or "now")
 
 
 def told_frames(frames):

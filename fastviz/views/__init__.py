@@ -1,8 +1,9 @@
 """What there is to see -> pictures and text: pure functions, one file per kind. They know Rows and records, no method."""
 
-from .activity import activity, strip
-from .frames import animation, frames, kinds, point, sheet, words
+from .activity import activity, strip, work
+from .frames import animation, frames, kinds, looks, point, sheet, words
 from .reuse import one_reuse, schedules
+from .saved import saved
 from .scatter import scatter
 from .schedule import distance, timesteps, triangle
 from .summary import summary

@@ -1,4 +1,4 @@
-"""How much of the attention each step and block really computed, as one small picture: a pixel per cell."""
+"""How much each step really computed, as small pictures: attention by block, a pixel per cell, and all of its work."""
 
 import numpy as np
 from PIL import Image
@@ -29,3 +29,11 @@ def strip(shares):
     """`activity` as a PIL picture, (blocks, steps) pixels: grey where all was computed, towards orange the less was."""
     cells = NONE + shares[..., None] * (FULL - NONE)
     return Image.fromarray(cells.round().astype(np.uint8))
+
+
+def work(flops, full, height=24):
+    """FLOPs of each step beside those of a step of the full model, as a PIL picture, (height, steps) pixels: grey from
+    below as far as there was work, orange above it for what was saved."""
+    level = np.clip(np.asarray(flops) / full, 0, 1)
+    rows = (height - np.arange(height)[:, None] - 0.5) / height
+    return strip((rows <= level).astype(float))

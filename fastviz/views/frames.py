@@ -6,8 +6,8 @@ Channels are a Trace's: {channel: {(step, layer): array}}. Drawn in frames_merge
 import numpy as np
 from PIL import Image
 
-from .frames_attention import moved_cross, moved_self, point, words
-from .frames_merged import distinct_groups, groups, similarity
+from .frames_attention import looks, moved_cross, moved_self, point, words
+from .frames_merged import distinct_groups, groups, histogram, similarity
 from .frames_paint import Frames
 from .frames_pruned import copies, importance, kept, source
 
@@ -15,6 +15,7 @@ KINDS = {  # key: (channel, layers that end so, label, how it is drawn)
     "groups": ("tome.labels", "", "Merged tokens, in the picture's colours", groups),
     "labels": ("tome.labels", "", "Merged tokens, each group in its own colour", distinct_groups),
     "similarity": ("tome.similarity", "", "How unlike the merged tokens were", similarity),
+    "histogram": ("tome.similarity", "", "How many merged how much alike", histogram),
     "kept": ("atedm.kept", "", "Which tokens are left out", kept),
     "importance": ("atedm.importance", "", "How important each token is", importance),
     "source": ("atedm.source", "", "What left out tokens get", source),

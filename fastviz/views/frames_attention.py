@@ -7,6 +7,7 @@ import numpy as np
 from . import frames_paint as p
 
 COMPUTED = "computed"
+LOOKS = {"now": "Attention, computed now", "used": "Attention that was used", "change": "How far the two differ"}
 
 
 # What attention reuse records
@@ -44,6 +45,12 @@ def moved_cross(channels, layer, steps, picture):
 
 # Attention maps
 
+def looks(channels):
+    """{key: label} of what can be shown of attention where some was used again; {} where none was."""
+    reused = any(int(age) for age in channels.get("attention_reuse.age", {}).values())
+    return dict(LOOKS) if reused else {}
+
+
 def latest(cells, steps):
     """{step: the latest recorded step up to it}, from the first recorded one on."""
     made, found = None, {}
@@ -54,13 +61,37 @@ def latest(cells, steps):
     return found
 
 
-def spread(drawn, cells, steps, legend, sentence, told):
-    """Frames in which a recorded picture stays until the next one. told: {recorded step: caption}."""
-    at, order = latest(cells, steps), {step: i for i, step in enumerate(cells)}
+def looked(cells, found, steps, look):
+    """{step: (h, w) values} of a look: the map recorded last, the one used in its place, or that one minus this one.
+    cells: {recorded step: map}; found: {step: age of what was used}."""
+    at, shown = latest(cells, steps), {}
+    for step, made in at.items():
+        old = at.get(step - int(found.get(step, 0)), made)
+        now, used = (cells[each].astype(np.float32) for each in (made, old))
+        shown[step] = {"now": now, "used": used, "change": used - now}[look]
+    return shown
+
+
+def spread(drawn, cells, steps, legend, sentence, told, found, look):
+    """Frames of maps of which a recorded one stays until the next. drawn: a picture per step of `latest`; told:
+    {recorded step: caption}; found: see looked."""
+    at = latest(cells, steps)
     captions = dict.fromkeys(range(steps), "not recorded")
     captions |= {step: p.aged(told[made], step, made, "recorded") for step, made in at.items()}
+    if look != "now":
+        captions |= {step: used(step, int(found.get(step, 0))) for step in at}
     sentence = sentence if cells else "Attention was not recorded in this part of the network."
-    return p.framed(drawn[[order[made] for made in at.values()]], at, steps, legend, sentence, captions)
+    return p.framed(drawn, at, steps, legend, sentence, captions)
+
+
+def painted(values, highest, look):
+    """Values (S, h, w) as squares: heat, or for a change two colours."""
+    return p.enlarged((p.change if look == "change" else p.heat)(values / highest))
+
+
+def told_change():
+    return [(p.LESS, "the attention that was used looks here less than attention computed now would"),
+            (p.MORE, "it looks here more"), ("#000000", "no difference")]
 
 
 def frame(drawn, at, size):
@@ -77,30 +108,38 @@ def percent(share):
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
-def words(channels, layer, steps, token):
-    """Cross-attention of the prompt's token number `token`, on a scale that all steps of the block share."""
+def words(channels, layer, steps, token, look="now"):
+    """Cross-attention of the prompt's token number `token`, on a scale that all steps of the block share.
+    look: one of LOOKS."""
     cells = {step: maps[token] for step, maps in p.recorded(channels, "attention.cross", layer, ".attn2").items()}
-    values = p.stacked(cells).astype(np.float32)
-    highest = max(float(values.max()), 1e-6)
+    found = p.recorded(channels, "attention_reuse.age", layer, ".attn2")
+    values = p.stacked(looked(cells, found, steps, look)).astype(np.float32)
+    highest = max(float(p.stacked(cells).astype(np.float32).max()), 1e-6)
     legend = p.scale("none", *(f"{percent(share)} of a square's attention" for share in (highest / 2, highest)))
     sentence = "Bright squares (tokens) look at this word most while the network decides what to draw there."
+    if look == "change":
+        legend, sentence = told_change(), "Coloured squares (tokens) were drawn with attention to this word that is out of date."
     told = {step: f"at most {percent(float(each.max()))}" for step, each in cells.items()}
-    return spread(p.enlarged(p.heat(values / highest)), cells, steps, legend, sentence, told)
+    return spread(painted(values, highest, look), cells, steps, legend, sentence, told, found, look)
 
 
-def point(channels, layer, steps, place):
-    """Self-attention of the token at `place`, (y, x) in 0..1 of the picture, which is framed."""
+def point(channels, layer, steps, place, look="now"):
+    """Self-attention of the token at `place`, (y, x) in 0..1 of the picture, which is framed. look: one of LOOKS."""
     maps = p.recorded(channels, "attention.self", layer, ".attn1")
+    found = p.recorded(channels, "attention_reuse.age", layer, ".attn1")
     size = next(iter(maps.values())).shape[:2] if maps else (1, 1)
     at = cell(place, size)
     cells = {step: each[at] for step, each in maps.items()}
-    drawn = p.enlarged(p.heat(p.stacked(cells).astype(np.float32) / 255))
+    drawn = painted(p.stacked(looked(cells, found, steps, look)).astype(np.float32), 255, look)
     frame(drawn, at, size)
-    legend = [*p.scale("hardly looked at", "a quarter of the most", "looked at most"), ("#ffffff", "frame: the place that looks")]
-    sentence = "The framed place looks at the bright squares (tokens) while the network decides what to draw there."
-    found = spread(drawn, cells, steps, legend, sentence, dict.fromkeys(cells, "attention"))
+    legend = told_change() if look == "change" else p.scale("hardly looked at", "a quarter of the most", "looked at most")
+    sentence = ("From the framed place, coloured squares (tokens) are looked at too much or too little, because its attention "
+                "is out of date." if look == "change" else
+                "The framed place looks at the bright squares (tokens) while the network decides what to draw there.")
+    shown = spread(drawn, cells, steps, [*legend, ("#ffffff", "frame: the place that looks")], sentence,
+                   dict.fromkeys(cells, "attention"), found, look)
     fates = fate(channels, layer, steps, place)
-    return replace(found, captions=["; ".join(filter(None, pair)) for pair in zip(found.captions, fates)])
+    return replace(shown, captions=["; ".join(filter(None, pair)) for pair in zip(shown.captions, fates)])
 
 
 def fate(channels, layer, steps, place):

@@ -1,14 +1,18 @@
-"""Merged tokens over the picture: which went through the network as one, and how alike they were."""
+"""Merged tokens over the picture: which went through the network as one, and how alike they were.
+
+Source of the measure of likeness: Bolya and Hoffman, arXiv 2303.17604, section 3, the cosine of a block's input tokens.
+"""
 
 import numpy as np
 from matplotlib.colors import to_hex, to_rgb
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from . import frames_paint as p
 from .theme import COLOURS
 
 SHADES = [(hue, shade) for shade in (0.0, 0.45, -0.4) for hue in COLOURS[:6]]  # towards white or black; no grey
 DOT = "dot, dark or bright: the token that the others of its group are merged into"
+BINS = 25  # of the histogram
 STRIDE = 7  # in SHADES, from one destination to the next: neighbours along and across rows differ
 
 
@@ -98,13 +102,50 @@ def distinct_groups(channels, layer, steps, picture):
     return p.framed(drawn, cells, steps, legend, sentence, captions(channels, layer))
 
 
-def similarity(channels, layer, steps, picture):
-    """How unlike each merged token was to the one that it merged into, on a scale that all steps of the block share."""
+def likeness(channels, layer):
+    """{step: cosines of merged tokens}, the same stacked (S, h, w), NaN for tokens that did not merge, and the lowest."""
     cells = p.recorded(channels, "tome.similarity", layer)
     cosines = p.stacked(cells).astype(np.float32)
-    lowest = float(np.where(np.isnan(cosines), 1, cosines).min())
+    return cells, cosines, float(np.where(np.isnan(cosines), 1, cosines).min())
+
+
+def similarity(channels, layer, steps, picture):
+    """How unlike each merged token was to the one that it merged into, on a scale that all steps of the block share."""
+    cells, cosines, lowest = likeness(channels, layer)
     drawn = p.enlarged(p.heat((1 - cosines) / max(1 - lowest, 1e-6)))
     legend = p.scale("merged with one just like it", f"{50 + 50 * lowest:.3g} % alike (cosine)", f"{100 * lowest:.3g} % alike")
     sentence = ("Bright squares (tokens) were merged with one that is less like them, so here merging is likeliest to "
                 "change the picture.")
     return p.framed(drawn, cells, steps, legend, sentence, captions(channels, layer))
+
+
+def histogram(channels, layer, steps, picture):
+    """How many tokens merged at which cosine; all steps of the block share both axes."""
+    cells, cosines, lowest = likeness(channels, layer)
+    edges = np.linspace(min(lowest, 1 - 1e-3), 1, BINS + 1)
+    counts = np.stack([np.histogram(each[~np.isnan(each)].clip(edges[0], 1), edges)[0] for each in cosines])
+    highest = max(1, counts.max())
+    texts = f"{highest} tokens", f"{100 * lowest:.3g} % alike"
+    drawn = np.stack([bars(each / highest, *texts) * np.uint8(each.any()) for each in counts])
+    legend = [("#f0e442", "height: how many squares (tokens) merged"), ("#14171c", "from left to right: ever more alike (cosine)")]
+    sentence = ("The further right the bars stand, the more alike are the squares (tokens) that were merged, and the less "
+                "merging can change.")
+    middle = {step: f"half of them more than {100 * np.nanmedian(each.astype(np.float32)):.3g} % alike"
+              for step, each in cells.items() if not np.isnan(each).all()}
+    told = {step: "; ".join(filter(None, (text, middle.get(step)))) for step, text in captions(channels, layer).items()}
+    return p.framed(drawn, cells, steps, legend, sentence, told)
+
+
+def bars(heights, most, least, size=256, margin=28):
+    """Heights in 0..1 as bars over a dark ground (size, size, 4), with what the axes reach."""
+    found = Image.new("RGBA", (size, size), (0x14, 0x17, 0x1C, 235))
+    draw, font = ImageDraw.Draw(found), ImageFont.load_default(13)
+    width, floor = (size - 2 * margin) / len(heights), size - margin
+    for i, height in enumerate(heights):
+        left, top = margin + i * width, floor - height * (size - 2 * margin)
+        draw.rectangle((left, top, left + width - 2, floor), fill="#f0e442")
+    draw.line((margin, floor + 1, size - margin, floor + 1), fill="#e8eaed")
+    draw.text((margin, margin - 6), most, "#e8eaed", font, anchor="ls")
+    draw.text((margin, floor + 5), least, "#e8eaed", font)
+    draw.text((size - margin, floor + 5), "just alike", "#e8eaed", font, anchor="ra")
+    return np.asarray(found)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 
 QUIET = "not active here"
 IDLE = "Nothing to see: the method leaves this part of the network as it is."
 HEAT = np.round(255 * colormaps["magma"](np.linspace(0, 1, 256))[:, :3]).astype(np.uint8)
+LESS, MORE = "#56b4e9", "#ffa600"  # of a change
 ALPHA = (150, 240)  # of the weakest and of the strongest heat
 
 
@@ -143,6 +144,13 @@ def heat(values):
     rgba[..., 3] = np.round(ALPHA[0] + (ALPHA[1] - ALPHA[0]) * level)
     rgba[~known] = 0
     return rgba
+
+
+def change(values):
+    """Values in -1..1 as RGBA (..., 4): black at 0, towards blue below and orange above it, with little of the picture."""
+    level = np.sqrt(np.abs(np.clip(values, -1, 1)))[..., None]
+    colours = np.array([to_rgb(LESS), to_rgb(MORE)])[(values > 0).astype(int)] * 255
+    return np.concatenate([level * colours, np.broadcast_to(ALPHA[1] - 30 * (1 - level), level.shape)], -1).round().astype(np.uint8)
 
 
 def scale(low, middle, high):

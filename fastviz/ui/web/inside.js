@@ -5,12 +5,13 @@
   const SIZE = 256, PLAY = 120; // pixels of a canvas; milliseconds between two steps of an animation
   const HINT = "Click a word to see where the model looks for it. Click a point of a picture to see where that point looks, and what became of it. Blocks are the parts of the network with attention, in the order in which they run; 32 x 32 are the squares (tokens) that they work on.";
   let now = null, parts = null, ask = () => {};
-  const view = { step: 0, block: null, show: "skipped", kinds: {}, base: "picture", over: true };
+  const view = { step: 0, block: null, show: "skipped", kinds: {}, looks: {}, base: "picture", over: true };
   const sheets = new Map(); // key of an overlay -> {row index: {image, legend, sentence, captions}}
   let asked = null, timer = null;
 
   const image = (source) => new Promise((done) => { const made = new Image(); made.onload = () => done(made); made.onerror = () => done(null); made.src = source; });
-  const key = () => JSON.stringify([now && now.look, view.block, view.show, view.kinds]);
+  const chosen = () => (view.show === "skipped" ? view.kinds : view.looks); // row -> kind of overlay, or look at its attention
+  const key = () => JSON.stringify([now && now.look, view.block, view.show, chosen()]);
   const stop = () => { clearInterval(timer); timer = null; if (parts) say(parts.play, "Play"); };
 
   /** The row's own step at the scrubber's position: rows with fewer steps move on less often. */
@@ -26,7 +27,7 @@
     const wanted = key(), here = sheets.has(wanted);
     if (!here && asked === wanted) return;
     if (!here) asked = wanted;
-    ask({ key: wanted, block: view.block, show: view.show, kinds: view.kinds }, here); // known to the server for an animation
+    ask({ key: wanted, block: view.block, show: view.show, kinds: chosen() }, here); // known to the server for an animation
   }
 
   fastviz.overlay = async (element, value) => {
@@ -66,7 +67,7 @@
     sheets.clear();
     asked = null;
     now = value;
-    Object.assign(view, { step: value.steps - 1, block: null, show: "skipped", kinds: {}, base: "picture", over: true });
+    Object.assign(view, { step: value.steps - 1, block: null, show: "skipped", kinds: {}, looks: {}, base: "picture", over: true });
     const choose = (change) => { change(); draw(); want(); };
     parts = { look: value.look, cards: new Map(), base: {} };
     parts.step = h("input", { type: "range", min: 0, max: value.steps - 1, value: view.step, step: 1, id: "inside-step", "aria-label": "Step",
@@ -87,7 +88,7 @@
       h("div", { class: "choose" }, h("label", {}, "Block ", parts.block), h("label", {}, "Drawn over ", parts.under), h("label", {}, parts.over, " Overlay")),
       h("div", { class: "chips", role: "group", "aria-label": "What to show" }, parts.chips[0], h("span", {}, "Attention to:"), parts.chips.slice(1)), parts.hint);
     parts.grid = h("div", { class: "lenses" });
-    parts.legend = h("p", { class: "note" }, "The strip below each picture: steps from left to right, blocks from top to bottom. Grey where all attention was computed; the more orange, the less of it. Click it to go there.");
+    parts.legend = h("p", { class: "note" }, "The strip below each picture: steps from left to right, blocks from top to bottom. Grey where all attention was computed; the more orange, the less of it. Click it to go there. The band under it: all work of each step; orange is what was saved of the full model's.");
     place.replaceChildren(parts.controls, parts.grid, parts.legend);
   }
 
@@ -105,16 +106,19 @@
 
   async function add(row) {
     const card = { row, canvas: h("canvas", { width: SIZE, height: SIZE, role: "img", tabindex: "0" }), caption: h("p", { class: "caption" }), legend: h("ul", { class: "legend" }),
-      sentence: h("p", { class: "sentence" }), kind: h("select", { "aria-label": "Kind of overlay" }), cursor: h("i", {}), strip: h("img", { alt: "" }), title: h("h3", {}, row.title) };
+      sentence: h("p", { class: "sentence" }), kind: h("select", { "aria-label": "Kind of overlay" }), cursor: h("i", {}), strip: h("img", { alt: "" }), work: h("img", { class: "work", alt: "" }), title: h("h3", {}, row.title) };
+    card.save = h("button", { type: "button", class: "save", onclick: () => save(card) }, "Save this picture");
     card.place = h("div", { class: "strip", title: "Steps from left to right, blocks from top to bottom: click to go there" }, card.strip, card.cursor);
-    card.element = h("article", { class: "lens" }, card.title, row.error ? h("p", { class: "refusal" }, row.error) : [card.canvas, card.caption, card.place, card.kind, card.sentence, card.legend]);
+    card.element = h("article", { class: "lens" }, card.title, row.error ? h("p", { class: "refusal" }, row.error) : [card.canvas, card.caption, card.place, card.work, card.kind, card.sentence, card.legend, card.save]);
     parts.cards.set(row.index, card);
     parts.grid.append(card.element);
     if (row.error) return;
-    const kinds = Object.entries(row.kinds);
-    card.kind.hidden = kinds.length < 2;
-    card.kind.append(...kinds.map(([value, text]) => h("option", { value }, text)));
-    card.kind.addEventListener("change", () => { view.kinds = { ...view.kinds, [row.index]: card.kind.value }; view.show = "skipped"; draw(); want(); });
+    card.kind.addEventListener("change", () => {
+      const all = view.show === "skipped" ? "kinds" : "looks";
+      view[all] = { ...view[all], [row.index]: card.kind.value };
+      draw();
+      want();
+    });
     card.canvas.addEventListener("click", (event) => point(event.offsetY / card.canvas.clientHeight, event.offsetX / card.canvas.clientWidth));
     card.canvas.addEventListener("keydown", (event) => {
       const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
@@ -134,6 +138,8 @@
       want();
     });
     card.strip.src = row.strip;
+    card.work.src = row.work;
+    card.work.alt = `How much work each step of ${row.title} was, beside the full model's`;
     card.strip.alt = `How much attention ${row.title} computed, per block and step`;
     card.picture = await image(row.picture);
     card.estimates = await image(row.estimates);
@@ -178,7 +184,27 @@
     card.canvas.setAttribute("aria-label", `${row.title}, step ${step + 1}. ${card.caption.textContent}`);
     card.cursor.style.left = (100 * (step + 0.5)) / row.steps + "%";
     card.cursor.style.top = (100 * (block + 0.5)) / now.blocks.length + "%";
-    if (view.kinds[row.index]) card.kind.value = view.kinds[row.index];
+    offer(card.kind, view.show === "skipped" ? row.kinds : row.looks, chosen()[row.index]);
+  }
+
+  /** What can be chosen for a row: kinds of overlay, or looks at its attention. */
+  function offer(select, offered, value) {
+    const told = JSON.stringify(offered), entries = Object.entries(offered);
+    if (select.dataset.told !== told) {
+      select.dataset.told = told;
+      select.replaceChildren(...entries.map(([key, text]) => h("option", { value: key }, text)));
+    }
+    select.hidden = entries.length < 2;
+    select.value = value || (entries.length ? entries[0][0] : "");
+  }
+
+  /** Downloads what a canvas shows as a PNG. */
+  function save(card) {
+    card.canvas.toBlob((blob) => {
+      const link = h("a", { href: URL.createObjectURL(blob), download: `${card.title.textContent}, step ${step_of(card.row) + 1}.png` });
+      link.click();
+      URL.revokeObjectURL(link.href);
+    });
   }
 
   function mark(context, x, y) {
