@@ -148,9 +148,10 @@ def count(pipe, request, stack, steps):
 def count_steps(unet, latents, prompt, context, labels, mode):
     """FLOP of every step: executed for the first step of each label."""
     timestep, found = torch.empty((), dtype=torch.long, device="meta"), {}
-    for context.step, label in enumerate(labels):
+    for step, label in enumerate(labels):
         if label not in found:
             before = mode.total
+            context.start(step)
             unet(latents, timestep, encoder_hidden_states=prompt)
             found[label] = mode.total - before
     return tuple(found[label] for label in labels)

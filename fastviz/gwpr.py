@@ -164,12 +164,23 @@ def rank(graph, rounds, tolerance, strips=1, back=False):
     held; the words get the tokens' votes, u = A^T s, and pass them back, s <- A u."""
     s, n = graph.uniform, graph.uniform.shape[2]
     strips = next(count for count in range(min(strips, graph.widest), 0, -1) if n % count == 0)
+    done = None
     for left in reversed(range(rounds)):
-        before, s = s, settled(graph.votes(s, strips))
-        s = normalised((graph.map @ s[..., None])[..., 0] if back else s)
-        if left and not s.is_meta and (s - before).abs().sum(-1).max() < tolerance:
-            break
+        after = settled(graph.votes(s, strips))
+        after = normalised((graph.map @ after[..., None])[..., 0] if back else after)
+        before, s = s, after if done is None else torch.where(done, s, after)
+        if left and not s.is_meta:
+            still = (s - before).abs().sum(-1).max() < tolerance
+            if stops(s) and still:
+                break
+            done = still if done is None else done | still
     return s
+
+
+def stops(s):
+    """Whether it pays to ask if the last round changed nothing. A GPU would have to be waited for, and a graph that is
+    being compiled cannot tell: there all rounds are made, and those after the last that counts leave `s` as it is."""
+    return s.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def aggregate(scores, how):

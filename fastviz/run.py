@@ -205,12 +205,14 @@ def timed(pipe, request, latents, clock, context, on_step, stop):
     def step_done(_, i, timestep, tensors):
         nonlocal latents
         clock.mark()
-        latents, context.step = tensors["latents"], i + 1
+        latents = tensors["latents"]
         if on_step:
             on_step(i + 1, context.steps)
         if stop and stop():
             raise Stopped
         clock.mark()
+        if i + 1 < context.steps:
+            context.start(i + 1)
         return {}
 
     clock.mark()
@@ -218,6 +220,7 @@ def timed(pipe, request, latents, clock, context, on_step, stop):
         prompt, negative = pipe.encode_prompt(request.prompt, pipe.device, 1, guided(pipe, request))
     clock.mark()
     clock.mark()
+    context.start(0)
     image = pipe(
         prompt_embeds=prompt, negative_prompt_embeds=negative, latents=latents, height=request.size, width=request.size,
         num_inference_steps=context.steps, guidance_scale=request.guidance, callback_on_step_end=step_done).images[0]

@@ -88,7 +88,8 @@ def step_by_step(pipe, stack, context):
     with attached(pipe, stack, context) as ready:
         scheduler = type(ready.scheduler).from_config(ready.scheduler.config)
         scheduler.set_timesteps(context.steps)
-        for context.step, t in enumerate(scheduler.timesteps):
+        for step, t in enumerate(scheduler.timesteps):
+            context.start(step)
             with torch.no_grad():
                 pair = ready.unet(sample=x.repeat(2, 1, 1, 1), timestep=t, encoder_hidden_states=text).sample
             without, given = pair.chunk(2)

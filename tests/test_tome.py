@@ -80,6 +80,7 @@ def test_the_whole_network_equals_tomesd(tiny_pipe, parts):
     knobs = tome.Knobs(ratio=0.4, max_downsample=2, random=False, merge_self=own, merge_cross=cross, merge_mlp=mlp)
     plain, context = noise_prediction(tiny_pipe.unet), Context(1, grid=(16, 16))
     with tome.attach(tiny_pipe, knobs, context) as pipe:
+        context.start(0)
         merged = noise_prediction(pipe.unet)
     torch.testing.assert_close(merged, noise_prediction(peer), rtol=1e-4, atol=1e-4)
     assert (merged - plain).abs().max() > 1e-2 and len(context.acted["tome"]) == 15
@@ -165,6 +166,7 @@ def test_default_knobs_act_on_sdxl_and_the_papers_counting_says_that_nothing_mer
     for finest in (True, False):
         context = Context(1, grid=grid)
         with tome.attach(Pipe(unet), tome.Knobs(finest=finest), context) as pipe:
+            context.start(0)
             run_on_meta(pipe.unet, grid)
         found[finest] = {name for name, _ in context.acted["tome"]}
     assert found[False] == set()
@@ -176,14 +178,16 @@ def test_executed_flops_follow_the_formula(grid):
     unet, knobs = networks()["SD 1.5"], tome.Knobs(ratio=0.4)
 
     def flops():
+        context.start(0)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
             run_on_meta(unet, grid)
         return counter.get_total_flops()
 
+    context = Context(1, grid=grid)
     full = flops()
-    with tome.attach(Pipe(unet), knobs, Context(1, grid=grid)):
+    with tome.attach(Pipe(unet), knobs, context):
         merged = flops()
-    with tome.attach(Pipe(unet), dataclasses.replace(knobs, floor=0.9), Context(1, grid=grid)):
+    with tome.attach(Pipe(unet), dataclasses.replace(knobs, floor=0.9), context):
         bounded = flops()  # similarities are unknown: an upper bound
     n, c, batch = math.prod(grid), 32, 2
     d, left = (grid[0] // 2) * (grid[1] // 2), n - int(n * 0.4)
@@ -207,6 +211,7 @@ def test_floor_keeps_dissimilar_tokens_apart(tiny_pipe):
         trace = Trace()
         context = Context(1, grid=(16, 16), trace=trace)
         with tome.attach(tiny_pipe, tome.Knobs(floor=floor), context) as pipe:
+            context.start(0)
             out = noise_prediction(pipe.unet)
         pairs = {key: cosines[~np.isnan(cosines)] for key, cosines in trace.channels["tome.similarity"].items()}
         return out, context, pairs
@@ -228,7 +233,8 @@ def labels(pipe, knobs, steps, frozen=()):
     context = Context(steps, seed=5, grid=(16, 16), frozen=set(frozen), trace=trace)
     torch.manual_seed(2)
     with tome.attach(pipe, knobs, context) as ready, torch.no_grad():
-        for context.step in range(steps):
+        for step in range(steps):
+            context.start(step)
             ready.unet(sample=torch.randn(2, 4, 16, 16), timestep=500, encoder_hidden_states=torch.randn(2, 24, 32))
     name = "up_blocks.2.attentions.1.transformer_blocks.1"
     return [trace.channels["tome.labels"][step, name].tolist() for step in range(steps)], trace
@@ -267,7 +273,9 @@ def test_the_trace_tells_what_was_merged(tiny_pipe):
 def test_odd_batches_draw_too(tiny_pipe, batch):
     outs = []
     for seed in (0, 1):
-        with tome.attach(tiny_pipe, tome.Knobs(), Context(1, seed=seed, grid=(16, 16))) as pipe, torch.no_grad():
+        context = Context(1, seed=seed, grid=(16, 16))
+        with tome.attach(tiny_pipe, tome.Knobs(), context) as pipe, torch.no_grad():
+            context.start(0)
             torch.manual_seed(0)
             latents, text = torch.randn(batch, 4, 16, 16), torch.randn(batch, 24, 32)
             outs.append(pipe.unet(latents, 500, encoder_hidden_states=text).sample)
@@ -275,6 +283,8 @@ def test_odd_batches_draw_too(tiny_pipe, batch):
 
 
 def test_a_grid_that_is_not_the_runs_is_named(tiny_pipe):
-    with tome.attach(tiny_pipe, tome.Knobs(), Context(1, grid=(32, 32))) as pipe:
+    context = Context(1, grid=(32, 32))
+    with tome.attach(tiny_pipe, tome.Knobs(), context) as pipe:
+        context.start(0)
         with pytest.raises(ValueError, match="256 tokens where 32 x 32"):
             noise_prediction(pipe.unet)

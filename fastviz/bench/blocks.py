@@ -80,7 +80,7 @@ def parts(side, channels, heads, text, device, dtype):
         "tomesd match": their_match, "tomesd merge, unmerge": lambda: their_unmerge(their_merge(x)),
         "rank": rank, "find copies": lambda: gwpr.partners(graph, pruned, kept),
         "leave out, copy": lambda: (x[atedm.at(kept, x)], atedm.filled("copy", x, kept, slot, left)),
-        "make map": lambda: attention_reuse.attention_map(block.attn1, x, out=kept_map),
+        "make map": lambda: attention_reuse.attention_map(block.attn1, x),
         "reuse map": lambda: attention_reuse.apply_map(block.attn1, kept_map, x),
     }
 

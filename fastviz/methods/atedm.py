@@ -168,6 +168,7 @@ class Pruning:
         self.name, self.size, self.spared, self.knobs, self.context = name, size, spared, knobs, context
         self.names, self.blocks = zip(*layers)
         self.left = left(knobs, size[0] * size[1], len(layers))
+        self.after = self.names[min(self.left) + 1:]  # the layers that see fewer tokens
         self.noted, self.choices, self.since, self.previous = {}, {}, None, None
 
     def forwards(self):
@@ -192,7 +193,7 @@ class Pruning:
     def layer(self, i, forward):
         def pruned(hidden_states, attention_mask=None, encoder_hidden_states=None, *args, **kwargs):
             if i == 0:
-                self.begin(hidden_states)
+                self.check(hidden_states)
             x = forward(hidden_states, attention_mask, encoder_hidden_states, *args, **kwargs)
             if i in self.left and self.choosing:
                 self.choices[i] = self.choose(i, encoder_hidden_states)
@@ -201,19 +202,20 @@ class Pruning:
             return self.recover(x) if i == len(self.blocks) - 1 else x
         return pruned
 
-    def begin(self, x):
-        """Before the first layer of a step: whether tokens are chosen at it, and which layers see fewer of them."""
-        step, tokens = self.context.step, self.size[0] * self.size[1]
-        if x.shape[1] != tokens:
-            raise ValueError(f"{self.name} has {x.shape[1]} tokens where {self.size[0]} x {self.size[1]} were expected")
+    def start(self, step):
+        """Whether tokens are chosen at this step, and which layers see fewer of them."""
         self.kept, self.points, self.choosing = None, [], self.chooses(step)
         if self.choosing:
             self.since, self.choices = step, {}
-        after = self.names[min(self.left) + 1:]
-        self.context.pruned.difference_update(after)
+        self.context.pruned.difference_update(self.after)
         if self.choosing or self.choices:
-            self.context.pruned.update(after)
+            self.context.pruned.update(self.after)
             self.context.acted[KEY].add((self.name, step))
+        return self.choosing, bool(self.choices), self.previous is None
+
+    def check(self, x):
+        if x.shape[1] != self.size[0] * self.size[1]:
+            raise ValueError(f"{self.name} has {x.shape[1]} tokens where {self.size[0]} x {self.size[1]} were expected")
 
     def chooses(self, step):
         """A choice is kept on steps that reuse an attention, because what is stored belongs to these tokens; the next
@@ -291,9 +293,6 @@ class Pruning:
                 y = filled(how, x, kept, slot, y)
         self.points = []
         if how == "previous":
-            if self.previous is None:
-                kept_bytes = self.context.kept_bytes
-                kept_bytes[KEY] = kept_bytes.get(KEY, 0) + y.numel() * y.element_size()
             self.previous = y
         return y
 
@@ -303,10 +302,10 @@ class RecordedPruning(Pruning):
     place of the one that stands for each (its own if it was kept, -1 where none does), tokens in and out and, where
     some were left out, the importance that decided, 1 on average; of the conditional half of the batch."""
 
-    def begin(self, x):
+    def start(self, step):
         for name in self.names[1:]:  # the first one sees all tokens, or those that another method merged
             self.context.seen.pop(name, None)
-        super().begin(x)
+        return super().start(step)
 
     def prune(self, x, kept, slot):
         import torch
@@ -360,9 +359,16 @@ def attach(pipe, knobs, context):
      - context.pruned: its later layers, at steps at which they see fewer tokens
     """
     kind = RecordedPruning if context.trace is not None else Pruning
+
+    def tell(pruning):
+        if pruning.previous is not None:
+            context.kept_bytes[KEY] = context.kept_bytes.get(KEY, 0) + pruning.previous.nbytes
+
     with ExitStack() as exits:
         for pruning in active(pipe.unet, knobs, context, kind):
+            exits.callback(tell, pruning)
             exits.callback(context.pruned.difference_update, pruning.names)
+            exits.enter_context(context.at_start(pruning.start, first=True))  # who merges must know what is left
             for module, forward in pruning.forwards():
                 exits.enter_context(replaced(module, forward=forward))
         yield pipe
