@@ -7,8 +7,6 @@ much each strip counts (iterative aggregation and disaggregation: Takahashi 1975
 The limit is the same, and it is reached in fewer rounds.
 """
 
-from functools import cached_property
-
 import torch
 
 HELD = 4 * 2**20  # bytes of a map up to which it is held rather than made again: about what a core's cache takes
@@ -37,6 +35,7 @@ class Held:
 
     def prepare(self, q, k):
         self.map = (q @ k.transpose(2, 3)).softmax(-1, dtype=self.uniform.dtype)
+        self.mean = None
 
     def votes(self, s, strips=1):
         """What each strip of queries gives to each key: s (B, H, N) -> (B, H, strips, M). Their sum is A^T s."""
@@ -44,12 +43,10 @@ class Held:
 
     def similarity(self, rows, columns):
         """(A_ij + A_ji) / 2, mean over heads, of self-attention: i of rows (B, P), j of columns (B, K) -> (B, P, K)."""
+        if self.mean is None:
+            self.mean = self.map.mean(1)
         batch, i, j = torch.arange(len(rows), device=rows.device)[:, None, None], rows[:, :, None], columns[:, None]
         return (self.mean[batch, i, j] + self.mean[batch, j, i]) / 2
-
-    @cached_property
-    def mean(self):
-        return self.map.mean(1)
 
 
 class Tiled(Held):

@@ -12,21 +12,22 @@ from fastviz.methods import METHODS, attached, attention_reuse
 from fastviz.request import parse_stack
 from fastviz.trace import Context
 
-STEPS = 6
+STEPS = 4
 PATCHES = [method.KEY for method in METHODS if method.ROLE == "patch"]
-STACKS = (*PATCHES, "attention_reuse(schedule=101010,keep=output)", "tome(share=true,every=2,merge_mlp=true)",
-          "atedm(recover=previous,map=fused,every=2,tau=20)", "+".join(PATCHES[1:]))
+STACKS = (*PATCHES, "attention_reuse(schedule=1010,keep=output)", "tome(share=true,every=2,merge_mlp=true)",
+          "atedm(recover=previous,map=fused,every=2,tau=0)",
+          "tome+attention_reuse(schedule=1101)+atedm(every=2,tau=0,score=cross,recover=own,rounds=3)")
 
 
 @pytest.fixture(scope="module")
 def pipe():
-    """A U-Net of two resolutions and six transformer blocks: compiling takes its time."""
+    """A U-Net of one resolution and six transformer blocks: compiling takes its time."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        sample_size=8, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=4, mid_block_type=None,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        sample_size=8, layers_per_block=1, block_out_channels=(16,), norm_num_groups=4, mid_block_type=None,
+        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
         attention_head_dim=2, transformer_layers_per_block=2, cross_attention_dim=24)
     return SimpleNamespace(unet=unet.eval().requires_grad_(False))
 

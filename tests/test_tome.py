@@ -269,6 +269,64 @@ def test_the_trace_tells_what_was_merged(tiny_pipe):
     assert len(trace.channels["tome.labels"]) == 2 * 6
 
 
+@pytest.mark.parametrize("frozen, every", (((), 1), ((), 2), (((1, "self"),), 1)))
+def test_a_shared_match_is_that_of_the_first_block_of_its_stage(tiny_pipe, frozen, every):
+    """Against hooks that match for the first block of each stage, as that alone would, and merge around its self-attentions."""
+    knobs, steps, found, handles = tome.Knobs(every=every, share=True, max_downsample=2), 3, {}, []
+    made = {step: max(s for s in range(step + 1) if s % every == 0 and not any(s == at for at, _ in frozen))
+            for step in range(steps)}
+    now, used = [0], {}
+
+    def remember(module, args, name, size):
+        if now[0] == made[now[0]]:
+            cells, (sy, sx) = tome.cells_of(size, 2, 2)
+            used[name.partition(".attentions")[0]] = ours(args[0], size, 2, 2, 0.5, tome.places(5, now[0], name, cells, sy * sx))
+
+    stages = set()
+    for name, block, size in transformer_blocks(tiny_pipe.unet, (16, 16)):
+        if size not in ((16, 16), (8, 8)):
+            continue
+        stage = name.partition(".attentions")[0]
+        if stage not in stages:
+            stages.add(stage)
+            handles.append(block.register_forward_pre_hook(lambda m, args, name=name, size=size: remember(m, args, name, size)))
+        handles.append(block.attn1.register_forward_pre_hook(lambda m, args, stage=stage: (used[stage][0](args[0]),)))
+        handles.append(block.attn1.register_forward_hook(lambda m, args, out, stage=stage: used[stage][1](out)))
+
+    def outs(context=None):
+        torch.manual_seed(2)
+        for now[0] in range(steps):
+            if context:
+                context.start(now[0])
+            x, text = torch.randn(2, 4, 16, 16), torch.randn(2, 24, 32)
+            yield tiny_pipe.unet(sample=x, timestep=500, encoder_hidden_states=text).sample
+
+    with torch.no_grad():
+        expected = list(outs())
+        for handle in handles:
+            handle.remove()
+        context = Context(steps, seed=5, grid=(16, 16), frozen=set(frozen), trace=Trace())
+        with tome.attach(tiny_pipe, knobs, context):
+            assert all(torch.equal(a, b) for a, b in zip(outs(context), expected, strict=True))
+    for (step, name), labelled in context.trace.channels["tome.labels"].items():
+        found.setdefault((step, name.partition(".attentions")[0]), []).append(labelled.tobytes())
+    assert all(len(set(each)) == 1 for each in found.values()) and max(map(len, found.values())) > 1
+    assert len(set(map(str, found.values()))) == len(stages) * len(set(made.values()))
+
+
+def test_a_shared_match_saves_the_matching_of_all_but_the_first(tiny_pipe):
+    def flops(**told):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            with tome.attach(tiny_pipe, tome.Knobs(**told), context):
+                context.start(0)
+                noise_prediction(tiny_pipe.unet)
+        return counter.get_total_flops()
+
+    context = Context(1, grid=(16, 16))
+    blocks = [name.partition(".attentions")[0] for name, _, size in transformer_blocks(tiny_pipe.unet, (16, 16)) if size == (16, 16)]
+    assert flops() - flops(share=True) == (len(blocks) - len(set(blocks))) * 2 * 2 * (256 - 64) * 64 * 32 > 0
+
+
 @pytest.mark.parametrize("batch", (1, 3))
 def test_odd_batches_draw_too(tiny_pipe, batch):
     outs = []
