@@ -9,8 +9,11 @@ The limit is the same, and it is reached in fewer rounds.
 
 import torch
 
+from . import kernels
+
 HELD = 4 * 2**20  # bytes of a map up to which it is held rather than made again: about what a core's cache takes
 TILE = HELD  # bytes of the part of a map that is made at a time
+GPU_TILE = 256 * 2**20  # the same where each operation has to be launched
 COARSE = 1024  # rounds in the small chain of strips; a power of two, so ten products
 VARIANCE = (0.05, 4.0)  # of N s in a head that the filter lets through: below, it is flat; above, a few tokens have all
 
@@ -29,7 +32,8 @@ class Held:
     def __init__(self, q, k):
         exact = torch.promote_types(q.dtype, torch.float32)
         self.uniform = torch.full(q.shape[:3], 1 / q.shape[2], dtype=exact, device=q.device)
-        self.rows = max(1, TILE // (4 * q.shape[0] * q.shape[1] * k.shape[2]))
+        tile = TILE if q.device.type == "cpu" else GPU_TILE
+        self.rows = max(1, tile // (4 * q.shape[0] * q.shape[1] * k.shape[2]))
         self.widest = q.shape[2]  # the most strips that can be told apart
         self.prepare(q, k)
 
@@ -114,6 +118,15 @@ class Fused(Tiled):
         return (out * (lse.exp() / n)[..., None])[..., :strips].transpose(2, 3)
 
 
+class Streamed(Tiled):
+    """Votes from our own kernels: one pass for the log-sum-exp of the rows, and one a round that adds up columns."""
+
+    def votes(self, s, strips=1):
+        if self.lse is None:
+            self.lse = kernels.row_lse(self.q, self.k)
+        return kernels.column_sums(self.q, self.k, self.lse, s, strips)
+
+
 def on_cpu(q, k, v, bias=None):
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, scale=1.0)
 
@@ -135,10 +148,12 @@ def fits(q, device):
 def graph_of(q, k, way, device):
     """The attention of q (B, H, N, d), scaled, and k (B, H, M, d) in one of the three ways. way: "held", "tiles",
     "fused", or "auto": held while the map is small, else fused on a GPU, else tiles. device: "cpu", "cuda" ... of the
-    machine that it is meant for. Fused falls back to tiles where it does not fit."""
+    machine that it is meant for. Fused takes our kernels on CUDA, and falls back to tiles where nothing fits."""
     if way == "auto":
         small = 4 * q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] <= HELD
         way = "held" if small else "fused" if device == "cuda" else "tiles"
+    if way == "fused" and device == "cuda" and (kernels.here(q) or q.is_meta and torch.cuda.is_available()):
+        return Streamed(q, k)
     if way == "fused" and fits(q, device):
         return Fused(q, k, KERNELS[device])
     return Held(q, k) if way == "held" else Tiled(q, k)

@@ -10,6 +10,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from t
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels are then run on the processor; read when triton is imported
+
 
 def make_tiny():
     from diffusers import AutoencoderTiny, StableDiffusionPipeline

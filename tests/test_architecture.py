@@ -19,7 +19,7 @@ BASE = {"knobs", "patch", "trace", "fitted"}
 MODELS = BASE | {"methods", "models", "request"}
 ARROWS = {
     "knobs": set(), "patch": set(), "trace": set(), "fitted": set(), "judge": set(), "models": {"judge"},
-    "gwpr": set(), "schedulers": set(), "methods": BASE | {"gwpr", "schedulers"},
+    "kernels": set(), "gwpr": {"kernels"}, "schedulers": set(), "methods": BASE | {"gwpr", "kernels", "schedulers"},
     "request": BASE | {"methods", "models"},
     "profile": {"models", "request"},
     "lens": BASE | {"methods"},
