@@ -27,7 +27,7 @@ def arguments():
     fit = commands.add_parser("fit", help="fit a schedule to a model", add_help=False)
     fit.add_argument("which", choices=["olss"])
     bench = commands.add_parser("bench", help="measure side by side with peers, or count against papers", add_help=False)
-    bench.add_argument("which", choices=["local", "flops", "claims", "blocks", "olss"])
+    bench.add_argument("which", choices=["local", "flops", "claims", "blocks", "olss", "gpu"])
     search = commands.add_parser("search", help="search a schedule on this model, or see why one is good", add_help=False)
     search.add_argument("which", choices=["reuse", "one-reuse"])
     return parser
@@ -138,9 +138,9 @@ def run_fetch(args):
 
 
 def run_bench(args, rest):
-    from .bench import blocks, claims, flops, local, olss
+    from .bench import blocks, claims, flops, gpu, local, olss
 
-    commands = {"local": local, "flops": flops, "claims": claims, "blocks": blocks, "olss": olss}
+    commands = {"local": local, "flops": flops, "claims": claims, "blocks": blocks, "olss": olss, "gpu": gpu}
     return commands[args.which].main(rest) or 0
 
 

@@ -193,7 +193,7 @@ class Pruning:
     def layer(self, i, forward):
         def pruned(hidden_states, attention_mask=None, encoder_hidden_states=None, *args, **kwargs):
             if i == 0:
-                self.check(hidden_states)
+                self.begin(hidden_states)
             x = forward(hidden_states, attention_mask, encoder_hidden_states, *args, **kwargs)
             if i in self.left and self.choosing:
                 self.choices[i] = self.choose(i, encoder_hidden_states)
@@ -204,7 +204,7 @@ class Pruning:
 
     def start(self, step):
         """Whether tokens are chosen at this step, and which layers see fewer of them."""
-        self.kept, self.points, self.choosing = None, [], self.chooses(step)
+        self.choosing = self.chooses(step)
         if self.choosing:
             self.since, self.choices = step, {}
         self.context.pruned.difference_update(self.after)
@@ -213,7 +213,8 @@ class Pruning:
             self.context.acted[KEY].add((self.name, step))
         return self.choosing, bool(self.choices), self.previous is None
 
-    def check(self, x):
+    def begin(self, x):
+        self.kept, self.points = None, []
         if x.shape[1] != self.size[0] * self.size[1]:
             raise ValueError(f"{self.name} has {x.shape[1]} tokens where {self.size[0]} x {self.size[1]} were expected")
 
