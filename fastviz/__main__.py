@@ -4,6 +4,8 @@ import argparse
 import json
 import sys
 
+from .checkpoints import MODELS
+
 NUMBERS = {"seed": "0 to 4294967295", "steps": "sampling steps of the full model", "guidance": "1 switches it off",
            "size": "pixels, both ways", "repeats": "timed runs per row; 1 is quick"}
 
@@ -22,8 +24,9 @@ def arguments():
                          help="run each row once more and keep what happens inside: one .npz per row in --out")
     commands.add_parser("doctor", help="what runs here, and what to do about what does not")
     fetch = commands.add_parser("fetch", help="bring what is not shipped")
-    fetch.add_argument("what", choices=["lpips"], help="the ImageNet backbone of LPIPS")
-    fetch.add_argument("--net", choices=["alex", "vgg", "squeeze"], default="alex")
+    fetch.add_argument("what", choices=["lpips", *(key for key, model in MODELS.items() if model.hub)],
+                       help="the ImageNet backbone of LPIPS, or a model of the table with its weights")
+    fetch.add_argument("--net", choices=["alex", "vgg", "squeeze"], default="alex", help="which backbone of LPIPS")
     fit = commands.add_parser("fit", help="fit a schedule to a model", add_help=False)
     fit.add_argument("which", choices=["olss"])
     bench = commands.add_parser("bench", help="measure side by side with peers, or count against papers", add_help=False)
@@ -112,6 +115,11 @@ def run_doctor(args):
 
 
 def run_fetch(args):
+    if args.what in MODELS:
+        from . import hub
+
+        print(f"In place: {hub.fetch(MODELS[args.what])}")
+        return 0
     from . import metrics
 
     def on_progress(done, total):

@@ -18,7 +18,7 @@ APART = ("stickers", "bench", "search", "fit")  # how the model is made, benchma
 BASE = {"knobs", "patch", "trace", "fitted"}
 MODELS = BASE | {"methods", "models", "request"}
 ARROWS = {
-    "knobs": set(), "patch": set(), "trace": set(), "fitted": set(), "judge": set(), "models": {"judge"},
+    "knobs": set(), "patch": set(), "trace": set(), "fitted": set(), "judge": set(), "checkpoints": set(), "models": {"judge", "checkpoints"}, "hub": {"models"},
     "gwpr": set(), "schedulers": set(), "methods": BASE | {"gwpr", "schedulers"},
     "request": BASE | {"methods", "models"},
     "profile": {"models", "request"},
