@@ -1,7 +1,9 @@
 """The table of models: what each is, where it comes from, what it needs, and what may be asked of it."""
 
 import functools
+import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,3 +107,52 @@ MODELS = {model.key: model for model in (
               reference="Stable Diffusion 2.1", hub="stabilityai/sd-turbo",
               revision="b261bac6fd2cf515557d5d0707481eafa0485ec2"),
 )}
+
+
+# Folders of the operator's own
+
+def add_folder(path):
+    """Enters a diffusers folder on this disk into the table, for this process, and returns its key. For operators: what a
+    visitor sends never comes here. ValueError with a sentence when it is no such folder."""
+    folder = Path(path).expanduser().resolve()
+    try:
+        index, unet, vae = (json.loads((folder / name).read_text())
+                            for name in ("model_index.json", "unet/config.json", "vae/config.json"))
+        size = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+        layers = unet.get("transformer_layers_per_block") or 1
+        scheduler = json.loads((folder / "scheduler/scheduler_config.json").read_text())
+        named = index["_class_name"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder} is no folder of a diffusers pipeline ({error}): give the one that holds model_index.json."
+                         ) from error
+    key = re.sub(r"[^a-z0-9.-]+", "-", folder.name.lower() if folder.name != "model" else folder.parent.name.lower()).strip("-.")
+    key = f"folder-{key}" if not key or key in MODELS else key
+    half = [path.name for path in folder.glob("unet/*.safetensors")]
+    parts = [folder / part for part in ("unet", "vae", "text_encoder", "text_encoder_2")]
+    variant = "fp16" if half and all(".fp16" in name for name in half) else ""
+    deep = layers != 1 if isinstance(layers, int) else any(each != 1 for each in layers)
+    MODELS[key] = Model(
+        key, f"{folder.name} (folder, {named.removesuffix('Pipeline')})", str(folder), size, tuple(sorted({
+            side for side in (size // 2, size * 3 // 4, size) if side % 64 == 0} | {size})), 50, 7.5,
+        "as told by whoever made it", variant=variant, parameters=millions(parts, variant),
+        scheduler="ddim" if scheduler.get("_class_name") in SEVERAL_CALLS else "own", methods=EVERY if deep else ONE_LAYER,
+        rows="full,few_step,attention_reuse,tome")
+    return key
+
+
+SEVERAL_CALLS = ("PNDMScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")  # call the network more often than asked
+
+
+def millions(parts, variant):
+    """Parameters, in millions, in the safetensors of these folders; only headers are read."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in (path for part in parts for path in part.glob("*.safetensors") if (".fp16" in path.name) == bool(variant)):
+        with safe_open(path, "np") as file:
+            for name in file.keys():
+                count = 1
+                for side in file.get_slice(name).get_shape():
+                    count *= side
+                total += count
+    return total / 1e6

@@ -62,8 +62,8 @@ def sentence(error, model):
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "The network is switched off by HF_HUB_OFFLINE: unset it and run the same command again."
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (f"{page} could not be read ({reason}): connect to the network and run the same command again, it goes on where "
-            "it was left.")
+    return (f"{page} could not be read ({reason}): connect to the network and run the same command again, complete files "
+            "are kept.")
 
 
 def check_room(model, sizes):
@@ -100,7 +100,7 @@ def fetch(model):
         for name in names:
             hf_hub_download(model.hub, name, revision=told.sha, local_dir=folder)
     except KeyboardInterrupt:
-        print(f"\n{model.title} is not complete: the same command goes on where this one was left.", file=sys.stderr)
+        print(f"\n{model.title} is not complete: the same command keeps the files that are, and goes on.", file=sys.stderr)
         raise
     except (OSError, errors.HTTPError) as error:
         raise BadModel(sentence(error, model)) from error

@@ -232,6 +232,11 @@ def load(key):
         return _loaded[key]
 
 
+def is_loaded(key, pipe):
+    """Whether `pipe` is what `load(key)` gave."""
+    return pipe is not None and _loaded.get(key) is pipe
+
+
 def load_clip():
     """The CLIP model and processor of the CLIP score, on the CPU, when its verified weights lie in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache

@@ -26,6 +26,9 @@ class BadRequest(ValueError):
         super().__init__(sentence)
         self.field = field
 
+    def __reduce__(self):
+        return type(self), (self.field, str(self))
+
 
 def check_prompt(prompt):
     if not isinstance(prompt, str):
