@@ -165,6 +165,27 @@ def test_flops_of_sdxl_are_those_of_its_parts():
     assert counts["text"] == text and counts["steps"] == (mode.get_total_flops() - text,) * 2
 
 
+@pytest.mark.parametrize("key", ["sdxl", "sdxs-dreamshaper"])
+def test_the_look_inside_shows_every_row_its_words_and_what_was_skipped(key, tmp_path, monkeypatch):
+    from fastviz.ui.inside import Inside
+    from fastviz.ui.job import Job
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    job = Job(asked(key, steps=min(3, MODELS[key].most_steps), methods="full,tome,atedm" if key == "sdxl" else "full,tome"))
+    list(job.changes())
+    look = Inside(job)
+    list(look.changes())
+    assert look.state == "finished" and [view["error"] for view in look.views] == [None] * len(job.rows)
+    wholes = [(name, block) for name, block in look.blocks]
+    assert len(wholes) == {"sdxl": 2 * 2 + 2 * 3 + 3 + 3 * 3 + 3 * 2, "sdxs-dreamshaper": 1 + 1 + 2 + 2}[key]
+    assert [text for _, text in look.words] == ["a", "cat", "on", "the", "beach"]
+    for show in ("skipped", look.words[1][0], [0.5, 0.5]):
+        drawn = look.overlay({"key": 1, "block": wholes[0][0], "show": show, "kinds": {}})
+        assert drawn["rows"]["1"]["sheet"].startswith("data:image/png")
+    environment = job.board()["environment"]
+    assert ("DreamShaper 8" in environment.get("model", "")) == (key == "sdxs-dreamshaper")
+
+
 # What is refused, and what the folder must be
 
 def test_a_fetched_model_without_a_record_is_not_loaded(places):
