@@ -1,8 +1,13 @@
-"""Serves the page: python app.py. FASTVIZ_PROFILE names a profile of spaces_config.yaml, GRADIO_SERVER_PORT a port."""
+"""Serves the page: python app.py, --help tells with what. GRADIO_SERVER_PORT is the port; FASTVIZ_FETCH names models to be
+fetched first; FASTVIZ_PASSWORD is what visitors must type."""
 
+import argparse
+import dataclasses
 import gc
 import logging
+import hmac
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -11,13 +16,15 @@ gc.disable()  # until everything is imported: imports make much and throw away l
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything that runs here lies in the project or was fetched before
 
+if os.environ.get("SPACES_ZERO_GPU"):
+    import spaces  # noqa: F401  before torch, which it prepares for a device that comes and goes
 from fastviz.ui import temp  # noqa: E402
 
 PORT = int(os.environ.get("GRADIO_SERVER_PORT", 7860))
 os.environ["GRADIO_TEMP_DIR"] = str(FOLDER := temp.fresh(f"fastviz-{os.getuid()}-{PORT}"))  # Gradio reads it when imported
 
-from fastviz import profile  # noqa: E402
-from fastviz.ui import look  # noqa: E402
+from fastviz import checkpoints, profile  # noqa: E402
+from fastviz.ui import look, worker  # noqa: E402
 from fastviz.ui.job import LOST  # noqa: E402
 from fastviz.ui.page import Page  # noqa: E402
 
@@ -40,17 +47,53 @@ def warm(models):
         gc.enable()
 
 
+def arguments():
+    parser = argparse.ArgumentParser(description="Serves the page of fastviz.")
+    parser.add_argument("--profile", default=profile.default(), help="a profile of spaces_config.yaml")
+    parser.add_argument("--host", help="address to listen on, the profile's by default; all but this machine's need FASTVIZ_PASSWORD")
+    parser.add_argument("--model-folder", metavar="PATH", help="a diffusers folder of your own, offered as one more model")
+    return parser.parse_args()
+
+
+def chosen_profile(args):
+    """The profile that the arguments name, with what they add to it. Ends the program with a sentence where they are wrong."""
+    try:
+        chosen = profile.load(args.profile)
+        chosen = dataclasses.replace(chosen, address=args.host or chosen.address)
+        profile.may_listen(chosen.address)
+        if args.model_folder:
+            chosen = dataclasses.replace(chosen, models=(*chosen.models, checkpoints.add_folder(args.model_folder)))
+    except ValueError as error:
+        sys.exit(str(error))
+    return chosen
+
+
+def door():
+    """What launch() asks of visitors: any name and the password, where there is one."""
+    password = os.environ.get("FASTVIZ_PASSWORD", "")
+    return {"auth": lambda name, typed: bool(name.strip()) and hmac.compare_digest(typed.encode(), password.encode()),
+            "auth_message": "Type any name, and the password that you were given."} if password else {}
+
+
 def main():
+    args = arguments()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    chosen = profile.load(os.environ.get("FASTVIZ_PROFILE", "local"))
+    chosen = chosen_profile(args)
+    for key in filter(None, os.environ.get("FASTVIZ_FETCH", "").split(",")):
+        subprocess.run([sys.executable, "-m", "fastviz", "fetch", key], env={**os.environ, "HF_HUB_OFFLINE": "0"})
+    if chosen.hardware == profile.ZERO and "spaces" in sys.modules:
+        worker.rent()
+        for key in chosen.models:  # before the first visitor: a worker is a copy of this process
+            if not checkpoints.MODELS[key].missing:
+                warm([key])
     temp.keep(FOLDER, 60 * chosen.temp_minutes, chosen.temp_megabytes)
     page = Page(chosen).blocks.queue(max_size=chosen.queue, api_open=False)
     try:
         page.launch(server_name=chosen.address, server_port=PORT, share=False, strict_cors=True, max_file_size="2mb",
                     show_error=False, enable_monitoring=False, run_history=False, state_session_capacity=64,
                     theme=look.theme(), css=look.styles(), head=look.head(), footer_links=[], ssr_mode=False,
-                    prevent_thread_lock=True, quiet=True)
+                    prevent_thread_lock=True, quiet=True, **door())
     except OSError:
         sys.exit(f"Port {PORT} is taken: choose another one, for example GRADIO_SERVER_PORT={PORT + 1} make app.")
     print(f"fastviz is ready: http://{chosen.address}:{PORT}", flush=True)

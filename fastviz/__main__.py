@@ -1,8 +1,10 @@
-"""Command line: compare, doctor, fetch, fit, bench, search. Results go to stdout, JSON line last; the rest to stderr."""
+"""Command line: compare, doctor, fetch, deploy, fit, bench, search. Results go to stdout, JSON line last; the rest to stderr."""
 
 import argparse
 import json
 import sys
+
+from .checkpoints import MODELS
 
 NUMBERS = {"seed": "0 to 4294967295", "steps": "sampling steps of the full model", "guidance": "1 switches it off",
            "size": "pixels, both ways", "repeats": "timed runs per row; 1 is quick"}
@@ -20,10 +22,17 @@ def arguments():
     compare.add_argument("--out", help="folder for pictures, run.json, table.csv and figure.png")
     compare.add_argument("--records", action="store_true",
                          help="run each row once more and keep what happens inside: one .npz per row in --out")
-    commands.add_parser("doctor", help="what runs here, and what to do about what does not")
+    doctor = commands.add_parser("doctor", help="what runs here, and what to do about what does not")
+    for command in (compare, doctor):
+        command.add_argument("--model-folder", metavar="PATH", help="a diffusers folder of your own, as one more model")
+    deploy = commands.add_parser("deploy", help="upload this project as a Space")
+    deploy.add_argument("--space", required=True, metavar="NAME", help="owner/name, or name for your own")
+    deploy.add_argument("--profile", default="cpu-basic", help="a profile of spaces_config.yaml with hardware of a Space")
+    deploy.add_argument("--dry-run", action="store_true", help="only tell what would be uploaded")
     fetch = commands.add_parser("fetch", help="bring what is not shipped")
-    fetch.add_argument("what", choices=["lpips"], help="the ImageNet backbone of LPIPS")
-    fetch.add_argument("--net", choices=["alex", "vgg", "squeeze"], default="alex")
+    fetch.add_argument("what", choices=["lpips", *(key for key, model in MODELS.items() if model.hub)],
+                       help="the ImageNet backbone of LPIPS, or a model of the table with its weights")
+    fetch.add_argument("--net", choices=["alex", "vgg", "squeeze"], default="alex", help="which backbone of LPIPS")
     fit = commands.add_parser("fit", help="fit a schedule to a model", add_help=False)
     fit.add_argument("which", choices=["olss"])
     bench = commands.add_parser("bench", help="measure side by side with peers, or count against papers", add_help=False)
@@ -64,7 +73,21 @@ def hint(request):
         print(f"Cut off, the prompt is too long for the model: {cut}", file=sys.stderr)
 
 
+def add_folder(args):
+    """Enters --model-folder into the table; a comparison runs it unless --model names another."""
+    if args.model_folder:
+        from .checkpoints import add_folder
+        from .request import BadRequest
+
+        try:
+            key = add_folder(args.model_folder)
+        except ValueError as error:
+            raise BadRequest("model", str(error)) from None
+        args.model = getattr(args, "model", None) or key
+
+
 def run_compare(args):
+    add_folder(args)
     request = request_of(args)
     from pathlib import Path
 
@@ -82,6 +105,8 @@ def run_compare(args):
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
     print(views.table(rows))
+    if note := models.MODELS[request.model].note:
+        print(note)
     line = {"command": "compare", **store.report(request, rows, told)}
     if args.out:
         line["out"] = str(store.save(args.out, request, rows, told))
@@ -120,6 +145,7 @@ def record(request, rows, folder):
 
 
 def run_doctor(args):
+    add_folder(args)
     from . import doctor
 
     print(doctor.text(doctor.report()))
@@ -127,6 +153,11 @@ def run_doctor(args):
 
 
 def run_fetch(args):
+    if args.what in MODELS:
+        from . import hub
+
+        print(f"In place: {hub.fetch(MODELS[args.what])}")
+        return 0
     from . import metrics
 
     def on_progress(done, total):
@@ -134,6 +165,20 @@ def run_fetch(args):
             print(f"\r\033[K{done / 2**20:.0f} of {total / 2**20:.0f} MiB", end="", file=sys.stderr, flush=True)
 
     print(f"\nIn place: {metrics.fetch_backbone(args.net, on_progress)}")
+    return 0
+
+
+def run_deploy(args):
+    from . import deploy, profile
+    from .request import BadRequest
+
+    try:
+        plan = deploy.plan(profile.load(args.profile), args.profile)
+    except ValueError as error:
+        raise BadRequest("profile", str(error)) from None
+    print(deploy.text(args.space, plan))
+    if not args.dry_run:
+        print(deploy.upload(args.space, plan))
     return 0
 
 
@@ -165,7 +210,8 @@ def main(argv=None):
     try:
         if args.command in apart:
             return apart[args.command](args, rest)
-        return {"compare": run_compare, "doctor": run_doctor, "fetch": run_fetch}[args.command](args)
+        commands = {"compare": run_compare, "doctor": run_doctor, "fetch": run_fetch, "deploy": run_deploy}
+        return commands[args.command](args)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130

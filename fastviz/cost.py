@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry
 from .methods import attached, method_of
 from .models import quiet
 from .patch import replaced
-from .run import context_of, guided
+from .run import context_of, encoded, guided, network_inputs
 
 KEPT = 256  # counts that are remembered
 counted, lock = {}, threading.Lock()
@@ -84,16 +84,21 @@ def on_meta(pipe):
     key = configuration(pipe)
     if key not in networks:
         with quiet(), torch.device("meta"):
-            parts = dict(unet=type(pipe.unet).from_config(pipe.unet.config),
-                         vae=type(pipe.vae).from_config(pipe.vae.config),
-                         text_encoder=type(pipe.text_encoder)(pipe.text_encoder.config))
+            parts = {name: type(part).from_config(part.config) for name, part in (("unet", pipe.unet), ("vae", pipe.vae))}
+            parts |= {name: type(part)(part.config) for name, part in text_encoders(pipe).items()}
         networks[key] = {name: part.eval().requires_grad_(False) for name, part in parts.items()}
     with replaced(copy.copy(pipe), **networks[key]) as bare:
         yield bare
 
 
 def configuration(pipe):
-    return pipe.unet.to_json_string(), pipe.vae.to_json_string(), pipe.text_encoder.config.to_json_string()
+    texts = (part.config.to_json_string() for part in text_encoders(pipe).values())
+    return pipe.unet.to_json_string(), pipe.vae.to_json_string(), *texts
+
+
+def text_encoders(pipe):
+    """{name: text encoder} of a pipeline: one, with SDXL two."""
+    return {name: part for name in ("text_encoder", "text_encoder_2") if (part := getattr(pipe, name, None)) is not None}
 
 
 def kinds(stack, steps):
@@ -134,25 +139,26 @@ def count(pipe, request, stack, steps):
     latents = torch.empty(1, pipe.unet.config.in_channels, side, side, device="meta")
     context = context_of(pipe, request, steps, (side, side))
     with on_meta(pipe) as bare, mode:
-        prompt, negative = bare.encode_prompt(request.prompt, torch.device("meta"), 1, pair)
+        made = encoded(bare, request, torch.device("meta"))
         text = mode.total
         bare.vae.decode(latents)
         decoder = mode.total - text
-        prompt, latents = (torch.cat([negative, prompt]), torch.cat([latents] * 2)) if pair else (prompt, latents)
+        inputs = network_inputs(made, request.size)
+        latents = torch.cat([latents] * (1 + pair))
         with attached(bare, stack, context) as ready:
             labels = with_past(kinds(stack, steps), context.frozen)
-            per_step = count_steps(ready.unet, latents, prompt, context, labels, mode)
+            per_step = count_steps(ready.unet, latents, inputs, context, labels, mode)
     return {"text": text, "steps": per_step, "decoder": decoder}
 
 
-def count_steps(unet, latents, prompt, context, labels, mode):
+def count_steps(unet, latents, inputs, context, labels, mode):
     """FLOP of every step: executed for the first step of each label."""
     timestep, found = torch.empty((), dtype=torch.long, device="meta"), {}
     for step, label in enumerate(labels):
         if label not in found:
             before = mode.total
             context.start(step)
-            unet(latents, timestep, encoder_hidden_states=prompt)
+            unet(latents, timestep, **inputs)
             found[label] = mode.total - before
     return tuple(found[label] for label in labels)
 

@@ -77,6 +77,32 @@ def pictures(pipe, latents):
     return pipe.image_processor.postprocess(pipe.vae.decode(scaled, return_dict=False)[0], output_type="pil")
 
 
+TEXT = "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"
+
+
+@torch.no_grad()
+def encoded(pipe, request, device, prompts=None):
+    """What the text encoders make of the prompt, or of several, by the names that the pipeline's call takes: two entries,
+    with SDXL four."""
+    made = pipe.encode_prompt(prompts or request.prompt, device=device, num_images_per_prompt=1,
+                              do_classifier_free_guidance=guided(pipe, request))
+    return dict(zip(TEXT, made))
+
+
+def network_inputs(made, size):
+    """What the U-Net is told beside latents and timestep, from what `encoded` made: the prompt, after the empty one where
+    there is guidance. SDXL's also the pooled prompt, and six numbers: picture's size, corner of the crop, size wanted."""
+    def both(name):
+        return torch.cat([part for part in (made.get(f"negative_{name}"), made[name]) if part is not None])
+
+    told = {"encoder_hidden_states": both("prompt_embeds")}
+    if "pooled_prompt_embeds" in made:
+        pooled = both("pooled_prompt_embeds")
+        ids = torch.tensor([[size, size, 0, 0, size, size]], device=pooled.device, dtype=pooled.dtype)
+        told["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids.repeat(len(pooled), 1)}
+    return told
+
+
 class Clock:
     """Marks points in time and waits for the device only at the end. On a GPU the marks are events in its stream."""
 
@@ -216,14 +242,15 @@ def timed(pipe, request, latents, clock, context, on_step, stop):
         return {}
 
     clock.mark()
-    with torch.no_grad():
-        prompt, negative = pipe.encode_prompt(request.prompt, pipe.device, 1, guided(pipe, request))
+    text = encoded(pipe, request, pipe.device)
     clock.mark()
     clock.mark()
     context.start(0)
-    image = pipe(
-        prompt_embeds=prompt, negative_prompt_embeds=negative, latents=latents, height=request.size, width=request.size,
-        num_inference_steps=context.steps, guidance_scale=request.guidance, callback_on_step_end=step_done).images[0]
+    last = pipe(
+        **text, latents=latents, height=request.size, width=request.size, num_inference_steps=context.steps,
+        guidance_scale=request.guidance, callback_on_step_end=step_done, output_type="latent",
+        generator=torch.Generator().manual_seed(~request.seed & 2**63 - 1)).images  # for schedulers that draw noise as they go
+    image, = pictures(pipe, last)
     clock.mark()
     return latents, image
 

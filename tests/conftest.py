@@ -54,12 +54,16 @@ def at_home(pipe, folder):
 @pytest.fixture(scope="session")
 def olss_files(tiny_pipe, tmp_path_factory):
     """A folder of OLSS coefficients fitted to the tiny pipeline as the model `stickers`: 4 and 10 steps, guidance 3."""
+    return fit_olss(tiny_pipe, tmp_path_factory.mktemp("assets") / "stickers" / "model")
+
+
+def fit_olss(tiny_pipe, folder):
     from fastviz import fitted
     from fastviz.fit import calibrate, olss, solvers, subspace
     from fastviz.request import Request
     from fastviz.search.network import Network
 
-    folder, config = tmp_path_factory.mktemp("assets") / "stickers" / "model", dict(tiny_pipe.scheduler.config)
+    config = dict(tiny_pipe.scheduler.config)
     known = calibrate.study(config, 20, [Network(tiny_pipe, [Request("a cat", seed=1, size=128, methods="full")])], [], [])
     with at_home(tiny_pipe, folder):
         belongs = {"guidance": 3.0, "weights": fitted.weights(folder)}

@@ -18,17 +18,18 @@ APART = ("stickers", "bench", "search", "fit")  # how the model is made, benchma
 BASE = {"knobs", "patch", "trace", "fitted"}
 MODELS = BASE | {"methods", "models", "request"}
 ARROWS = {
-    "knobs": set(), "patch": set(), "trace": set(), "fitted": set(), "judge": set(), "models": {"judge"},
+    "knobs": set(), "patch": set(), "trace": set(), "fitted": set(), "judge": set(), "checkpoints": set(),
+    "models": {"judge", "checkpoints"}, "hub": {"models"}, "deploy": {"models", "profile"},
     "kernels": set(), "gwpr": {"kernels"}, "schedulers": set(), "methods": BASE | {"gwpr", "kernels", "schedulers"},
     "request": BASE | {"methods", "models"},
-    "profile": {"models", "request"},
+    "profile": {"methods", "models", "request"},
     "lens": BASE | {"methods"},
     "run": MODELS | {"lens"}, "cost": MODELS | {"run"}, "metrics": {"judge", "models"},
     "compare": MODELS | {"run", "cost", "metrics"},
     "store": MODELS | {"run", "compare", "views"},
     "views": {"trace"},
     "doctor": MODELS | {"judge", "metrics", "run", "compare"},
-    "ui": MODELS | {"compare", "profile", "run", "store", "views"},
+    "ui": MODELS | {"compare", "cost", "profile", "run", "store", "views"},
     "": MODELS | {"compare", "metrics", "run"},
 }
 

@@ -13,7 +13,7 @@ import torch
 from fastviz.cost import flops, total
 from fastviz.methods import METHODS, attached, full, steps_of
 from fastviz.request import Request, stack_keys
-from fastviz.run import Failed, Stopped, context_of, generate
+from fastviz.run import Failed, Stopped, context_of, encoded, generate, network_inputs
 from fastviz.trace import Trace
 
 STEPS = 4
@@ -83,15 +83,15 @@ def raising(pipe, error, step=2):
 
 def step_by_step(pipe, stack, context):
     """A loop of the network and the pipeline's scheduler that yields the latents after every step."""
-    draw = torch.Generator().manual_seed(9)
-    x, text = torch.randn(1, 4, *context.grid, generator=draw), torch.randn(2, 24, 32, generator=draw)
+    x = torch.randn(1, 4, *context.grid, generator=torch.Generator().manual_seed(9))
+    told = network_inputs(encoded(pipe, REQUEST, pipe.device), REQUEST.size)
     with attached(pipe, stack, context) as ready:
         scheduler = type(ready.scheduler).from_config(ready.scheduler.config)
         scheduler.set_timesteps(context.steps)
         for step, t in enumerate(scheduler.timesteps):
             context.start(step)
             with torch.no_grad():
-                pair = ready.unet(sample=x.repeat(2, 1, 1, 1), timestep=t, encoder_hidden_states=text).sample
+                pair = ready.unet(sample=x.repeat(2, 1, 1, 1), timestep=t, **told).sample
             without, given = pair.chunk(2)
             x = scheduler.step(without + 3 * (given - without), t, x).prev_sample
             yield x
@@ -155,7 +155,7 @@ def test_detach_is_exact(tiny_pipe, alone, stack, leave):
 
 def test_the_fingerprint_sees_what_is_left_behind(tiny_pipe):
     before = fingerprint(tiny_pipe)
-    attn = tiny_pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
+    attn = next(part for part in tiny_pipe.unet.modules() if hasattr(part, "to_q"))
     attn.forward = attn.forward
     with pytest.raises(AssertionError):
         assert_unchanged(tiny_pipe, before)

@@ -1,14 +1,18 @@
 """Work under way: a thread, and what the page shows of it at any moment. A comparison is one kind of work."""
 
+import contextvars
+import copy
 import errno
 import logging
 import os
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 from ..models import BadModel, load
 from ..store import archive, query, recipe
+from . import worker
 from .board import shown, span, waiting, where
 
 log = logging.getLogger(__name__)
@@ -27,7 +31,8 @@ class Work:
     def __init__(self, name):
         self.state, self.sentence, self.told, self.fresh = "running", "Loading the model", False, True
         self.stop, self.changed = threading.Event(), threading.Event()
-        self.thread = threading.Thread(target=self.work, name=name, daemon=True)
+        visitor = contextvars.copy_context()  # a lent GPU is asked for in the visitor's name
+        self.thread = threading.Thread(target=visitor.run, args=(self.work,), name=name, daemon=True)
 
     def work(self):
         from ..run import Lost, Stopped  # torch and diffusers: the page must not wait for them
@@ -51,6 +56,8 @@ class Work:
     def changes(self):
         """Starts the work and yields whenever there is something new to show, at most once a tick, until it has ended:
         whether there is more than a new progress line."""
+        if self.state != "running":  # shown from memory
+            return
         self.thread.start()
         while self.thread.is_alive():
             fresh, self.fresh = self.fresh, False
@@ -74,13 +81,35 @@ class Job(Work):
         self.request, self.recipe, self.query = request, recipe(request), query(request)
         self.views = [waiting(i, stack) for i, stack in enumerate(request.methods)]
         self.rows, self.progress, self.environment = {}, None, {}
+        self.measured = time.strftime("%Y-%m-%d %H:%M %Z")
 
     def compute(self):
         from ..compare import compare, environment
 
+        if worker.LENT:
+            return self.compute_elsewhere()
         self.environment = environment(load(self.request.model))
         for row in compare(self.request, on_progress=self.watch, stop=self.stop.is_set):
             self.take(row)
+
+    def compute_elsewhere(self):
+        """The same in a worker that holds a GPU: it tells of rows, not of steps, and can be stopped between them."""
+        from ..run import Stopped
+
+        self.sentence = "Waiting for a GPU, then running"
+        found = worker.LENT["rows"](self.request)
+        self.environment = next(found)
+        for row in found:
+            self.take(row)
+            if self.stop.is_set():
+                raise Stopped
+
+    def again(self):
+        """This comparison as another visitor sees it who asked the same: never as if it were timed anew."""
+        other = copy.copy(self)
+        other.environment = {**self.environment, "measured": f"{self.measured} for an earlier visitor, not anew"}
+        other.sentence = f"Shown from memory: measured at {self.measured} for an earlier visitor, not timed anew."
+        return other
 
     def watch(self, progress):
         self.progress, self.sentence = progress, where(progress)

@@ -1,19 +1,22 @@
 """The page: the controls on one side, what came of them on the other, and what happens when."""
 
 import json
+import time
+from contextlib import ExitStack
 
 import gradio as gr
 
 from .. import store
 from ..models import MODELS, prompt_cut, unknown_words
 from ..request import PROMPT_LENGTH, BadRequest, Request
-from .ask import CHOSEN, Ask
+from .ask import CHOSEN, OWN, Ask
 from .inside import Inside
 from .job import GONE, LOST, Job
+from .turns import Turns
 
 EXAMPLES = ("a big lemon in the ocean", "an owl at night", "a panda under the sea", "a cactus and a donut in a meadow")
 PRIVATE = dict(api_visibility="private", show_progress="hidden")
-PIPELINE = dict(concurrency_id="pipeline", concurrency_limit=1)
+WAIT = 0.5  # seconds between two looks at whose turn it is
 FREE = gr.Button(interactive=True), gr.Button(interactive=False)  # Run and Stop
 BUSY = gr.Button(interactive=False), gr.Button(interactive=True)
 IDLE = {"state": "idle", "sentence": "", "share": None, "left": "", "row": None}
@@ -32,6 +35,8 @@ class Page:
 
     def __init__(self, profile):
         self.profile, self.ask, self.jobs, self.looks = profile, Ask(profile), {}, {}
+        self.turns, self.known = Turns(profile.per_visitor) if profile.per_visitor else None, {}
+        self.pipeline = dict(concurrency_id="pipeline", concurrency_limit=profile.queue if self.turns else 1)
         with gr.Blocks(title="fastviz", analytics_enabled=False, fill_width=True) as self.blocks:
             self.header()
             with gr.Row(elem_id="page", equal_height=False):
@@ -89,7 +94,7 @@ class Page:
         controls, start = list(self.ask.controls.values()), [self.run.click, self.ask.controls["prompt"].submit]
         shown = [self.status, self.board, self.run, self.stop, self.download, self.inside, self.look]
         options = dict(inputs=controls, outputs=shown, preprocess=False, show_progress="minimal",
-                       show_progress_on=self.status, api_visibility="private", **PIPELINE)
+                       show_progress_on=self.status, api_visibility="private", **self.pipeline)
         gr.on(start, fn=None, js="() => fastviz.begin()", outputs=[self.status, self.stop], **PRIVATE)
         self.look.click(fn=None, js="() => fastviz.begin()", outputs=[self.status, self.stop], **PRIVATE)
         picked = self.examples.click(
@@ -98,10 +103,10 @@ class Page:
         runs = [gr.on(start, self.compare, api_name="run", **options),
                 picked.then(self.compare, api_name="run_example", **options)]
         looks = self.look.click(self.look_inside, None, [*shown, self.records], show_progress="minimal", show_progress_on=self.status,
-                                api_visibility="private", **PIPELINE)
+                                api_visibility="private", **self.pipeline)
         self.wanted.submit(self.overlays, self.wanted, self.overlay, preprocess=False, concurrency_limit=1,
                            trigger_mode="always_last", **PRIVATE)
-        self.animate.click(self.animation, self.wanted, self.records, preprocess=False, **PRIVATE, **PIPELINE)
+        self.animate.click(self.animation, self.wanted, self.records, preprocess=False, **PRIVATE, **self.pipeline)
         for event in (*runs, looks):
             event.failure(fn=None, js="() => fastviz.refused()", outputs=[self.status, self.run, self.stop], **PRIVATE)
         self.stop.click(fn=None, js="() => fastviz.stop()", **PRIVATE)
@@ -109,13 +114,15 @@ class Page:
         self.dice.click(fn=None, js="() => Math.floor(Math.random() * 2 ** 32)", outputs=self.ask.controls["seed"], **PRIVATE)
         self.link.click(fn=None, js="() => fastviz.copy_link()", **PRIVATE)
         spoken = [self.ask.controls[name] for name in ("model", "prompt")]
+        self.ask.controls["model"].input(self.ask.own, spoken[0], [self.ask.controls[name] for name in (*OWN, *(m.KEY for m in CHOSEN))],
+                                         queue=False, **PRIVATE)
         for control in spoken:
             control.change(self.notices, spoken, self.notice, queue=False, trigger_mode="always_last", **PRIVATE)
         self.drop.submit(self.from_recipe, self.drop, [self.status, *controls], queue=False, preprocess=False,
                          **PRIVATE)
         self.blocks.load(self.from_link, None, [self.status, *controls], queue=False, **PRIVATE)
         self.blocks.unload(self.leave)
-        gr.api(self.api, api_name="compare", **PIPELINE)
+        gr.api(self.api, api_name="compare", **self.pipeline)
 
     def compare(self, request: gr.Request, *values):
         """Runs what the controls ask for and shows it as it goes."""
@@ -125,17 +132,45 @@ class Page:
         except BadRequest as refusal:
             yield refused(refusal), *[gr.skip()] * 6
             return
-        self.jobs[request.session_hash] = job = Job(wanted)
-        self.looks.pop(request.session_hash, None)
-        try:
-            rest = *BUSY, gr.skip(), None, gr.Button(interactive=False)
-            for fresh in job.changes():  # what is new travels, and only that: all else would slow what is being timed
-                yield job.status(), job.board() if fresh else gr.skip(), *rest
-                rest = [gr.skip()] * 5
-            yield self.outcome(job)
-            job.told = True
-        finally:
-            job.end()
+        with ExitStack() as turn:
+            try:
+                for ahead in self.turn(turn, visitor(request)):
+                    yield waiting(ahead), gr.skip(), *BUSY, *[gr.skip()] * 3
+            except BadRequest as refusal:
+                yield refused(refusal), *[gr.skip()] * 6
+                return
+            self.jobs[request.session_hash] = job = self.job(wanted)
+            self.looks.pop(request.session_hash, None)
+            try:
+                rest = *BUSY, gr.skip(), None, gr.Button(interactive=False)
+                for fresh in job.changes():  # what is new travels, and only that: all else would slow what is being timed
+                    yield job.status(), job.board() if fresh else gr.skip(), *rest
+                    rest = [gr.skip()] * 5
+                yield self.outcome(job)
+                job.told = True
+            finally:
+                job.end()
+                self.remember(job)
+
+    def turn(self, exits, visitor):
+        """Yields how many turns come first, until it is this visitor's; `exits` gives it up. BadRequest when the visitor
+        has enough waiting. Where the profile has no turns the queue alone decides."""
+        if self.turns:
+            ticket = exits.enter_context(self.turns.held(visitor))
+            while ahead := self.turns.place(visitor, ticket):
+                yield ahead
+                time.sleep(WAIT)
+
+    def job(self, wanted):
+        """A comparison to be run, or one that was: the same request is not computed twice where the profile says so."""
+        known = self.known.get(wanted)
+        return known.again() if known else Job(wanted)
+
+    def remember(self, job):
+        if job.state == "finished" and job.request not in self.known and not any(row.error for row in job.rows.values()):
+            self.known[job.request] = job
+        while len(self.known) > self.profile.remembered:
+            self.known.pop(next(iter(self.known)))
 
     def outcome(self, job):
         """Everything at its end: finished, stopped or failed."""
@@ -152,7 +187,7 @@ class Page:
         if job is None or job.state == "running" or LOST.is_set():
             yield {**IDLE, "state": "failed", "sentence": GONE if LOST.is_set() else "Run a comparison first."}, gr.skip(), *FREE, *[gr.skip()] * 4
             return
-        self.looks[request.session_hash] = look = Inside(job)
+        self.looks[request.session_hash] = look = Inside(job, self.profile.records_megabytes)
         try:
             rest, button, files = (*BUSY, gr.skip()), gr.Button(interactive=False), None
             for fresh in look.changes():
@@ -204,9 +239,10 @@ class Page:
 
     def notices(self, model, prompt):
         """What the model will not understand, told before the run."""
-        if not isinstance(prompt, str) or len(prompt) > PROMPT_LENGTH or model not in MODELS:
+        if not isinstance(prompt, str) or len(prompt) > PROMPT_LENGTH or model not in self.profile.models or MODELS[model].missing:
             return []
-        notes = [("unknown words: " if len(words) > 1 else "unknown word: ") + ", ".join(words)
+        notes = [MODELS[model].note] * bool(MODELS[model].note)
+        notes += [("unknown words: " if len(words) > 1 else "unknown word: ") + ", ".join(words)
                  for words in [unknown_words(model, prompt)] if words]
         cut = prompt_cut(model, prompt)
         return notes + ([f"too long for this model: cut before “{cut}”"] if cut else [])
@@ -224,13 +260,15 @@ class Page:
 
     def restored(self, read, sentence):
         try:
-            values = self.ask.values(self.profile.check(read()))
+            request = self.profile.check(read())
+            values = dict(zip(self.ask.controls, self.ask.values(request), strict=True))
+            values["size"] = self.ask.sizes(MODELS[request.model], request.size)
         except BadRequest as refusal:
             return refused(refusal, "These settings cannot be restored. "), *[gr.skip()] * len(self.ask.controls)
-        return {**IDLE, "state": "restored", "sentence": f"{sentence} Press Run."}, *values
+        return {**IDLE, "state": "restored", "sentence": f"{sentence} Press Run."}, *values.values()
 
-    def api(self, prompt: str, seed: int = 0, steps: int = 50, guidance: float | None = None, size: int | None = None,
-            model: str = "stickers", methods: str = "full,few_step,attention_reuse,tome", repeats: int = 1) -> dict:
+    def api(self, prompt: str, seed: int = 0, steps: int | None = None, guidance: float | None = None, size: int | None = None,
+            model: str = "stickers", methods: str | None = None, repeats: int = 1) -> dict:
         """Compares the rows named by `methods` and streams them; a refusal is {"state": "refused", "field", "sentence"}."""
         try:
             wanted = self.profile.check(Request(prompt, seed, steps, guidance, size, model, methods, repeats))
@@ -238,19 +276,36 @@ class Page:
         except BadRequest as refusal:
             yield refused(refusal)
             return
-        job = Job(wanted)
-        try:
-            for _ in job.changes():
+        with ExitStack() as turn:
+            try:
+                for ahead in self.turn(turn, "api"):  # all programs together are one visitor
+                    yield waiting(ahead)
+            except BadRequest as refusal:
+                yield refused(refusal)
+                return
+            job = self.job(wanted)
+            try:
+                for _ in job.changes():
+                    yield job.status() | job.board()
                 yield job.status() | job.board()
-            yield job.status() | job.board()
-        finally:
-            job.end()
+            finally:
+                job.end()
+                self.remember(job)
 
 
 def able():
     """BadRequest where no new work can be done."""
     if LOST.is_set():
         raise BadRequest("model", GONE)
+
+
+def visitor(request):
+    """Who asks, for turns: by the name typed at the door, else by address and tab."""
+    return request.username or f"{request.client.host} {request.session_hash}"
+
+
+def waiting(ahead):
+    return {**IDLE, "state": "waiting", "sentence": f"Waiting: {ahead} {'comparison is' if ahead == 1 else 'comparisons are'} first."}
 
 
 def refused(refusal, before=""):
