@@ -1,0 +1,21 @@
+"""The one-step student of the embedded model: SDXS, Song et al., arXiv 2403.16627, trained from the paper's equations.
+
+Stages in order: distil, student-decoder, pairs, warmup, score. Each goes on from the one before, and from its checkpoint.
+"""
+
+STAGES = ("distil", "student-decoder", "pairs", "warmup", "score")
+
+
+def run(args):
+    """One of STAGES with the arguments of the command line; ends the program with a sentence when another has to run first."""
+    from . import chain, decoder, distil, pairs, score, warmup
+
+    try:
+        if args.stage == "pairs":
+            pairs.make(args.minutes, args.batch, args.steps, args.guidance, args.count)
+        elif args.stage == "score":
+            score.fit(args.minutes, args.batch, args.lr, args.updates)
+        else:
+            {"distil": distil, "student-decoder": decoder, "warmup": warmup}[args.stage].fit(args.minutes, args.batch, args.lr)
+    except chain.NotYet as told:
+        raise SystemExit(str(told)) from None
