@@ -145,9 +145,9 @@ def quiet():
         yield
 
 
-def read(model):
-    """Loads `model` from its folder: verified, safetensors only, no network, no code but diffusers' own."""
-    for fault in filter(None, (check(model.folder), torchvision_fault())):
+def read(folder):
+    """Loads a pipeline from its folder: verified, safetensors only, no network, no code but diffusers' own."""
+    for fault in filter(None, (check(folder), torchvision_fault())):
         log.warning("%s", fault)
     import torch
     from diffusers import DiffusionPipeline
@@ -155,10 +155,10 @@ def read(model):
     where = device()
     try:
         with quiet():
-            pipe = DiffusionPipeline.from_pretrained(model.folder, dtype=precision(where), local_files_only=True,
+            pipe = DiffusionPipeline.from_pretrained(folder, dtype=precision(where), local_files_only=True,
                                                      use_safetensors=True)
     except Exception as error:
-        raise BadModel(f"{model.folder} could not be read ({error}): get the complete project again.") from error
+        raise BadModel(f"{folder} could not be read ({error}): get the complete project again.") from error
     pipe.to(where)
     pipe.set_progress_bar_config(disable=True)
     for part in (part for part in pipe.components.values() if isinstance(part, torch.nn.Module)):
@@ -169,15 +169,25 @@ def read(model):
     return pipe
 
 
-_loaded, _lock = {}, threading.Lock()
+_loaded, _beside, _lock = {}, {}, threading.Lock()
 
 
 def load(key):
     """The pipeline of MODELS[key], on `device()`, loaded once. BadModel when it is missing or changed."""
     with _lock:
         if key not in _loaded:
-            _loaded[key] = read(MODELS[key])
+            _loaded[key] = read(MODELS[key].folder)
         return _loaded[key]
+
+
+def load_beside(folder):
+    """The pipeline in `folder`, which belongs to a model and is none of its own, read again when its files were exchanged.
+    BadModel when it is missing or changed."""
+    stamp = tuple((name, Path(folder, name).stat().st_mtime_ns) for name in contents(folder))
+    with _lock:
+        if _beside.get(folder, (None,))[0] != stamp:
+            _beside[folder] = stamp, read(folder)
+        return _beside[folder][1]
 
 
 def load_clip():

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from . import lens
-from .methods import attached
+from .methods import attached, weights_first
 from .patch import Refused, replaced
 from .trace import Context, Trace
 
@@ -60,9 +60,10 @@ def noise(pipe, request):
     return torch.randn(shape, generator=torch.Generator().manual_seed(request.seed)).to(pipe.unet.dtype)
 
 
-def guided(pipe, request):
-    """Whether the pipeline runs the U-Net on a pair, without and with the prompt."""
-    return request.guidance > 1 and pipe.unet.config.time_cond_proj_dim is None
+def guided(pipe, told):
+    """Whether the pipeline runs the U-Net on a pair, without and with the prompt. told: a Request, or a run's Context once
+    its methods are attached."""
+    return told.guidance > 1 and pipe.unet.config.time_cond_proj_dim is None
 
 
 def context_of(pipe, request, steps, grid, trace=None):
@@ -189,8 +190,9 @@ def sample(pipe, request, stack, steps, on_step, stop, trace):
     context = context_of(pipe, request, steps, tuple(start.shape[2:]), trace)
     pipe = copy.copy(pipe)  # a call leaves its arguments on the pipeline object: let it leave them on a copy
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    weights, rest = weights_first(stack)
     with replaced(pipe, scheduler=scheduler, _progress_bar_config={"disable": True}), \
-            lens.attach(pipe, request, context), attached(pipe, stack, context) as ready:
+            attached(pipe, weights, context) as pipe, lens.attach(pipe, request, context), attached(pipe, rest, context) as ready:
         memory, clock = Peak(ready.device), Clock(ready.device)
         latents, image = timed(ready, request, start, clock, context, on_step, stop)
         text, *times, decode = clock.spans()
@@ -215,12 +217,12 @@ def timed(pipe, request, latents, clock, context, on_step, stop):
 
     clock.mark()
     with torch.no_grad():
-        prompt, negative = pipe.encode_prompt(request.prompt, pipe.device, 1, guided(pipe, request))
+        prompt, negative = pipe.encode_prompt(request.prompt, pipe.device, 1, guided(pipe, context))
     clock.mark()
     clock.mark()
     image = pipe(
         prompt_embeds=prompt, negative_prompt_embeds=negative, latents=latents, height=request.size, width=request.size,
-        num_inference_steps=context.steps, guidance_scale=request.guidance, callback_on_step_end=step_done).images[0]
+        num_inference_steps=context.steps, guidance_scale=context.guidance, callback_on_step_end=step_done).images[0]
     clock.mark()
     return latents, image
 

@@ -48,7 +48,7 @@ def load(path, block=None):
 class Context:
     """What one run tells the methods attached to it, and what they report back. Made anew for every run.
 
-    steps: sampling steps of this run; seed, guidance: the request's; grid: (height, width) of the latents.
+    steps: sampling steps of this run; seed, guidance: the request's, guidance 1 where weights do without; grid: (height, width) of the latents.
     device: type of the device that the run is for, such as "cuda", also where it is only counted, on the meta device.
     step: index of the sampling step under way, 0 first, moved on by run.py.
     frozen: (step, part) pairs, part "self" or "cross", at which stored attention is used again. A method that draws or

@@ -19,11 +19,12 @@ BASE = {"knobs", "patch", "trace", "fitted"}
 MODELS = BASE | {"methods", "models", "request"}
 ARROWS = {
     "knobs": set(), "patch": set(), "trace": set(), "fitted": set(), "judge": set(), "models": {"judge"},
-    "gwpr": set(), "schedulers": set(), "methods": BASE | {"gwpr", "schedulers"},
+    "gwpr": set(), "schedulers": set(), "methods": BASE | {"bare", "gwpr", "models", "schedulers"},
+    "bare": {"models", "patch"},
     "request": BASE | {"methods", "models"},
     "profile": {"models", "request"},
     "lens": BASE | {"methods"},
-    "run": MODELS | {"lens"}, "cost": MODELS | {"run"}, "metrics": {"judge", "models"},
+    "run": MODELS | {"lens"}, "cost": MODELS | {"bare", "run"}, "metrics": {"judge", "models"},
     "compare": MODELS | {"run", "cost", "metrics"},
     "store": MODELS | {"run", "compare", "views"},
     "views": {"trace"},

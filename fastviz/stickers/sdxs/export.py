@@ -6,12 +6,11 @@ import shutil
 from diffusers import StableDiffusionPipeline
 
 from ... import models
+from ...methods.sdxs import ABOUT, path_of
 from ..export import save
 from ..loop import SHIPPED, checkpoint
 from ..parts import scheduler
 from . import chain, decoder, network, pairs
-
-ABOUT = "student.json"  # whose student it is and how it was trained, in the student's folder
 
 
 def pipeline(guide, unet, vae):
@@ -36,7 +35,7 @@ def about(stage):
 def export(folder=SHIPPED):
     """Writes folder/sdxs from the last stage that has run, and its lines of folder/hashes.json. Returns that stage."""
     stage = next((each for each in reversed(chain.STAGES[1:]) if checkpoint(chain.name(each))), chain.STAGES[1])
-    guide, target = chain.committed_teacher(), folder / "sdxs"
+    guide, target = chain.committed_teacher(), path_of(folder / "model")
     pipe = pipeline(guide, chain.student(guide, stage), decoder.trained()).to("cpu")
     told = about(stage)
     shutil.rmtree(target, ignore_errors=True)
