@@ -12,7 +12,7 @@ from skimage.metrics import structural_similarity
 
 from fastviz import models
 from fastviz.stickers import loop, parts
-from fastviz.stickers.sdxs import chain, decoder, distil, export, network, pairs, score, warmup
+from fastviz.stickers.sdxs import chain, decoder, distil, evaluate, export, network, pairs, score, warmup
 
 ALPHAS = parts.scheduler().alphas_cumprod
 
@@ -27,7 +27,7 @@ def guide(tiny_pipe):
 def workshop(guide, tiny_pipe, tmp_path, monkeypatch):
     """An empty folder to train in, with the tiny pipeline as what is committed."""
     monkeypatch.setattr(loop, "WORK", tmp_path)
-    monkeypatch.setattr(chain, "committed_teacher", lambda: copy.deepcopy(guide))
+    monkeypatch.setattr(chain, "committed_teacher", lambda fast=True: copy.deepcopy(guide))
     monkeypatch.setattr(chain, "decoder_teacher", lambda: copy.deepcopy(tiny_pipe.vae))
     monkeypatch.setattr(chain, "digest", lambda: "0123456789abcdef")
     return tmp_path
@@ -192,7 +192,7 @@ def test_matching_prefers_the_picture_itself_to_its_blur(guide):
     blurred = torch.nn.functional.avg_pool2d(clean, 3, 1, 1).requires_grad_()
     value = warmup.matching(guide.unet, blurred, clean, text, ALPHAS)
     value.backward()
-    assert float(warmup.matching(guide.unet, clean, clean, text, ALPHAS)) < 1e-4 < 0.02 < float(value)
+    assert warmup.matching(guide.unet, clean, clean, text, ALPHAS).item() < 1e-4 < 0.02 < value.item()
     assert blurred.grad.abs().max() > 0 and all(weight.grad is None for weight in guide.unet.parameters())
 
 
@@ -273,12 +273,12 @@ def test_the_student_is_updated_and_its_mixture_moves(guide):
     batch = torch.randn(2, 4, 16, 16), tokens, torch.randn(2, 4, 16, 16), tokens.repeat(score.ONLINE, 1)
     value, told = loss(pair, batch)
     value.backward()
-    assert float(value) == pytest.approx(float(told["score"] + 1.0 * told["match"]), rel=1e-5)
+    assert value.item() == pytest.approx((told["score"] + 1.0 * told["match"]).item(), rel=1e-5)
     assert pair.updates == 1 and all(weight.grad is None for weight in pair.online.parameters())
     assert sum(float(weight.grad.abs().sum()) for weight in pair.student.parameters()) > 0
     pair.updates.fill_(10)
     value, told = loss(pair, batch)
-    assert float(value) == pytest.approx(float(told["score"] + 0.25 * told["match"]), rel=1e-5)
+    assert value.item() == pytest.approx((told["score"] + 0.25 * told["match"]).item(), rel=1e-5)
     assert score.between(score.ALPHA, 0) == 0.7 and score.between(score.ALPHA, 2.0) == pytest.approx(0.98)
 
 
@@ -328,3 +328,33 @@ def test_the_whole_chain_ends_in_a_folder_that_draws_in_one_step(workshop, guide
     with torch.no_grad():
         ours = network.one_step(chain.student(guide, "score"), noise, words(guide, ["a cat"]), ALPHAS)
     assert torch.allclose(drawn, ours, atol=0.02 * float(ours.std()))
+
+
+def leave(stage, weights):
+    """A checkpoint as a stage leaves it."""
+    torch.save({"average": weights, "step": 3, "hours": 0.1, "log": [{"device": "test"}]}, loop.WORK / f"{chain.name(stage)}.pt")
+
+
+def test_an_evaluation_tells_every_way_and_draws_nothing_twice(workshop, guide, tiny_pipe, monkeypatch, capsys):
+    torch.manual_seed(0)
+    student = network.student_of(guide.unet).state_dict()
+    leave("decoder", network.small_vae(tiny_pipe.vae).decoder.state_dict())
+    leave("warmup", student)
+    leave("score", {f"student.{name}": weight for name, weight in student.items()})
+    for name, value in (("FULL", 3), ("FEW", 2), ("SEEDS", 2), ("SHOWN", 2)):
+        monkeypatch.setattr(evaluate, name, value)
+    evaluate.main(1, 1)
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(told) == ["Teacher, 3 steps", "Teacher, 2 steps", "Teacher, 1 step", "Student, warm-up only", "Student, full recipe", "seconds"]
+    assert told == json.loads((workshop / "student-evaluation.json").read_text())
+    teacher, *_, student = (told[name] for name in list(told)[:-1])
+    assert teacher["lpips"] == 0 < student["lpips"] and student["parameters"] < teacher["parameters"] and student["gflop"] < teacher["gflop"]
+    assert told["Student, warm-up only"] == student and told["seconds"]["ratio"] > 0  # the same weights
+    for name in ("networks", "decoders", "rows"):
+        assert (workshop / f"student-{name}.png").stat().st_size > 5000
+    drawn = {path: path.stat().st_mtime_ns for path in workshop.rglob("student-drawn-*/*/*.png")}
+    assert len(drawn) == 5 * (2 + 2 * 2)
+    gone = next(path for path in drawn if path.parent.name == "teacher-2" and path.name == "0.png")
+    gone.unlink()
+    evaluate.drawn(("teacher-2", tiny_pipe, 2, 3.0), ["a cat", "a dog"])
+    assert [path for path in drawn if path.stat().st_mtime_ns != drawn[path]] == [gone]

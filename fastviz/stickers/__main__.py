@@ -18,6 +18,8 @@ STAGES = {
     "pairs": "7: draw with the guided teacher what the student learns to draw in one step",
     "warmup": "8: train the student to draw these pictures in one step",
     "score": "9: train the student to draw from the teacher's distribution",
+    "export-student": "10: write the student to assets/stickers/sdxs, where the app finds it",
+    "evaluate-student": "11: figures and pictures of the student beside the teacher, in training/",
 }
 TRAINING = {"autoencoder": (8, 1.5e-3), "decoder": (8, 1e-3), "reference": (8, 1e-3), "judge": (24, 2e-3),
             "teacher": (24, 2e-3), "distil": (8, 4e-4), "student-decoder": (8, 1e-3), "warmup": (16, 2e-4), "score": (8, 2e-5)}  # batch and learning rate for a CPU
@@ -48,6 +50,9 @@ def main():
             stage.add_argument("--guidance", type=float, default=3.0, help="what the student will do without")
         if name == "score":
             stage.add_argument("--updates", type=int, default=2000, help="over which the mixture of the losses moves")
+        if name == "evaluate-student":
+            stage.add_argument("--count", type=int, default=32, help="prompts for each number of objects")
+            stage.add_argument("--repeats", type=int, default=5, help="timed runs of teacher and student, by turns")
         if name == "evaluate":
             stage.add_argument("--count", type=int, default=64, help="prompts for each number of objects")
             stage.add_argument("--steps", type=int, default=50)

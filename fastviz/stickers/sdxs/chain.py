@@ -9,7 +9,7 @@ import torch
 
 from ... import fitted, models
 from .. import autoencoder, parts, teacher, world
-from ..loop import CUDA, DEVICE, checkpoint
+from ..loop import CUDA, DEVICE, checkpoint, shipped
 from . import network
 
 MODEL = models.MODELS["stickers"]
@@ -44,11 +44,12 @@ def quick(unet):
     return unet
 
 
-def committed_teacher():
-    """The committed teacher.Teacher, frozen, on the training device."""
+def committed_teacher(fast=True):
+    """The committed teacher.Teacher, frozen, on the training device. fast: compiled where there is a GPU."""
     model = teacher.Teacher()
     model.load_state_dict(teacher.committed()["weights"])
-    quick(model.unet)
+    if fast:
+        quick(model.unet)
     return frozen(model)
 
 
@@ -86,5 +87,7 @@ def embedded(guide, tokens):
 
 
 def decoder_teacher():
-    """The committed model's small autoencoder, frozen, on the training device."""
-    return frozen(autoencoder.trained())
+    """The committed small autoencoder, frozen, on the training device."""
+    vae = autoencoder.tiny()
+    vae.load_state_dict(shipped("tiny") or shipped("model", "vae"))
+    return frozen(vae)
