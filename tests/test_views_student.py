@@ -46,6 +46,13 @@ def test_the_networks_say_what_is_gone(both, dark):
     assert f"keeps {share:.0%} of the parameters" in told.replace("\n", " ")
 
 
+def test_the_way_goes_through_what_is_there(both):
+    """Seven stages in a row and three levels in the teacher, four and two in the student."""
+    teacher, student = views.networks(*(stages.stages(unet, 16) for unet in both)).axes
+    ways = [[line.get_linestyle() for line in axis.lines] for axis in (teacher, student)]
+    assert ways == [["-"] * 6 + [":"] * 3, ["-"] * 3 + [":"] * 2]
+
+
 def test_a_network_beside_itself_lost_nothing(both):
     told = stages.stages(both[0], 16)
     assert "removed" not in words(views.networks(told, told)) and "100% of the parameters" in words(views.networks(told, told)).replace("\n", " ")

@@ -14,7 +14,6 @@ from .schedule import explain
 
 PLACES = {"down": 0.0, "middle": 1.1, "up": 2.2}  # of a stage's left edge
 WIDTH, HEIGHT = 1.0, 0.62
-WORDS = {"down": "down", "middle": "middle", "up": "up"}
 
 
 # The U-Nets
@@ -30,12 +29,13 @@ def networks(teacher, student, dark=False):
         axis.set_title(f"{title}: {size(mine['all', 0])}", color=theme.ink, fontsize=11, loc="left")
         for stage in (stage for stage in teacher if stage["side"] != "all"):
             box(axis, stage, mine.get((stage["side"], stage["level"])), most, theme)
+        lines(axis, [key for key in mine if key[0] != "all"], theme)
         axis.set_xlim(-0.1, 3.3)
         axis.set_ylim(-max(stage["level"] for stage in teacher) - 1.1, HEIGHT + 0.1)
         axis.set_axis_off()
     whole = next(stage for stage in teacher if stage["side"] == "all")
     explain(figure, "What was taken out of the network", f"A U-Net looks at the picture in ever smaller sizes on the way down, "
-            f"and puts it together again on the way up. The deeper the colour, the more it calculates in one call. The student "
+            f"and puts it together again on the way up; dotted is what is handed straight across. The deeper the colour, the more it calculates in one call. The student "
             f"does without the dashed stages and keeps {kept['all', 0]['parameters'] / whole['parameters']:.0%} of the parameters and "
             f"{kept['all', 0]['flops'] / whole['flops']:.0%} of the work. What is left began with the teacher's own weights.", theme, 150)
     return figure
@@ -46,20 +46,32 @@ def size(stage):
     return f"{stage['parameters'] / 1e6:.2f} M parameters, {stage['flops'] / 1e9:.2f} GFLOP"
 
 
+def place(side, level):
+    """The lower left corner of a stage."""
+    return PLACES[side], -level - (0.75 if side == "middle" else 0)
+
+
+def lines(axis, order, theme):
+    """The way through the stages that are there, in `order`, and dotted what goes straight across, under the boxes."""
+    centres = {key: (x + WIDTH / 2, y + HEIGHT / 2) for key in order for x, y in [place(*key)]}
+    across = [(key, ("up", key[1])) for key in order if key[0] == "down" and ("up", key[1]) in centres]
+    for pairs, style, width in ((zip(order, order[1:]), "-", 2.0), (across, ":", 1.5)):
+        for pair in pairs:
+            axis.plot(*zip(*(centres[key] for key in pair)), style, color=theme.faint, linewidth=width, zorder=0.5)
+
+
 def box(axis, stage, mine, most, theme):
     """One stage of the teacher's, as `mine` has it, None where it is gone."""
-    x, y = PLACES[stage["side"]], -stage["level"]
-    if stage["side"] == "middle":
-        y -= 0.75
+    x, y = place(stage["side"], stage["level"])
     share = mine["flops"] / most if mine else 0.0
     fill = blend(t.COLOURS[0], theme.paper, 0.15 + 0.75 * share) if mine else theme.paper
     axis.add_patch(FancyBboxPatch((x, y), WIDTH, HEIGHT, boxstyle="round,pad=0,rounding_size=0.08", facecolor=fill, linewidth=1.2,
                                   edgecolor=theme.faint, linestyle="-" if mine else "--"))
-    name = f"{WORDS[stage['side']]} {stage['level'] + 1}" if stage["side"] != "middle" else "middle"
-    lines = [f"{name}: removed"] if mine is None else [
+    name = stage["side"] if stage["side"] == "middle" else f"{stage['side']} {stage['level'] + 1}"
+    words = [f"{name}: removed"] if mine is None else [
         name, f"{mine['parameters'] / 1e6:.2f} M, {mine['flops'] / 1e9:.2f} GFLOP", attention(stage["transformers"], mine["transformers"])]
     dark_fill = sum(to_rgb(fill)) < 1.5
-    axis.text(x + WIDTH / 2, y + HEIGHT / 2, "\n".join(filter(None, lines)), ha="center", va="center", fontsize=8, linespacing=1.4,
+    axis.text(x + WIDTH / 2, y + HEIGHT / 2, "\n".join(filter(None, words)), ha="center", va="center", fontsize=8, linespacing=1.4,
               color=("#ffffff" if dark_fill else "#1b1f24") if mine else theme.faint)
 
 
