@@ -4,18 +4,15 @@ Counted are matrix products, attention and convolutions, two per multiply-add, w
 operations and normalisations are not, as everywhere in the field.
 """
 
-import copy
 import functools
 import threading
-from contextlib import contextmanager
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from .bare import configuration, on_meta
 from .methods import attached, method_of
-from .models import quiet
-from .patch import replaced
 from .run import context_of, encoded, guided, network_inputs
 
 KEPT = 256  # counts that are remembered
@@ -75,32 +72,6 @@ def describe(value):
     return tuple(map(describe, value)) if isinstance(value, (list, tuple)) else (type(value), value)
 
 
-networks = {}  # configurations of a pipeline -> its networks on the meta device
-
-
-@contextmanager
-def on_meta(pipe):
-    """A copy of the pipeline object with the networks of its configurations, but no weights."""
-    key = configuration(pipe)
-    if key not in networks:
-        with quiet(), torch.device("meta"):
-            parts = {name: type(part).from_config(part.config) for name, part in (("unet", pipe.unet), ("vae", pipe.vae))}
-            parts |= {name: type(part)(part.config) for name, part in text_encoders(pipe).items()}
-        networks[key] = {name: part.eval().requires_grad_(False) for name, part in parts.items()}
-    with replaced(copy.copy(pipe), **networks[key]) as bare:
-        yield bare
-
-
-def configuration(pipe):
-    texts = (part.config.to_json_string() for part in text_encoders(pipe).values())
-    return pipe.unet.to_json_string(), pipe.vae.to_json_string(), *texts
-
-
-def text_encoders(pipe):
-    """{name: text encoder} of a pipeline: one, with SDXL two."""
-    return {name: part for name in ("text_encoder", "text_encoder_2") if (part := getattr(pipe, name, None)) is not None}
-
-
 def kinds(stack, steps):
     """One label per step; steps with equal labels do equal work. From the methods' `kinds(knobs, steps)`; the steps of a
     method that has none all count as different."""
@@ -135,19 +106,18 @@ def flops(pipe, request, stack, steps):
 
 @torch.no_grad()
 def count(pipe, request, stack, steps):
-    side, pair, mode = request.size // pipe.vae_scale_factor, guided(pipe, request), Flops()
+    side, mode = request.size // pipe.vae_scale_factor, Flops()
     latents = torch.empty(1, pipe.unet.config.in_channels, side, side, device="meta")
     context = context_of(pipe, request, steps, (side, side))
-    with on_meta(pipe) as bare, mode:
-        made = encoded(bare, request, torch.device("meta"))
-        text = mode.total
-        bare.vae.decode(latents)
-        decoder = mode.total - text
-        inputs = network_inputs(made, request.size)
-        latents = torch.cat([latents] * (1 + pair))
-        with attached(bare, stack, context) as ready:
-            labels = with_past(kinds(stack, steps), context.frozen)
-            per_step = count_steps(ready.unet, latents, inputs, context, labels, mode)
+    with on_meta(pipe) as bare, mode, attached(bare, stack, context) as ready:
+        pair, start = guided(ready, context), mode.total
+        made = encoded(ready, request.prompt, pair, torch.device("meta"))
+        text = mode.total - start
+        ready.vae.decode(latents)
+        decoder = mode.total - start - text
+        inputs, latents = network_inputs(made, request.size), torch.cat([latents] * (1 + pair))
+        labels = with_past(kinds(stack, steps), context.frozen)
+        per_step = count_steps(ready.unet, latents, inputs, context, labels, mode)
     return {"text": text, "steps": per_step, "decoder": decoder}
 
 

@@ -221,7 +221,7 @@ def ready(pipe, model, where):
     return pipe
 
 
-_loaded, _lock = {}, threading.Lock()
+_loaded, _beside, _lock = {}, {}, threading.Lock()
 
 
 def load(key):
@@ -235,6 +235,16 @@ def load(key):
 def is_loaded(key, pipe):
     """Whether `pipe` is what `load(key)` gave."""
     return pipe is not None and _loaded.get(key) is pipe
+
+
+def load_beside(folder):
+    """The pipeline in `folder`, which belongs to a model and is none of its own, read again when its files were exchanged.
+    BadModel when it is missing or changed."""
+    stamp = tuple((name, Path(folder, name).stat().st_mtime_ns) for name in contents(folder))
+    with _lock:
+        if _beside.get(folder, (None,))[0] != stamp:
+            _beside[folder] = stamp, read(Model(folder.name, folder.name, str(folder), 0, (), 1, 1.0, ""))
+        return _beside[folder][1]
 
 
 def load_clip():

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from . import lens
-from .methods import attached
+from .methods import attached, weights_first
 from .patch import Refused, replaced
 from .trace import Context, Trace
 
@@ -60,9 +60,10 @@ def noise(pipe, request):
     return torch.randn(shape, generator=torch.Generator().manual_seed(request.seed)).to(pipe.unet.dtype)
 
 
-def guided(pipe, request):
-    """Whether the pipeline runs the U-Net on a pair, without and with the prompt."""
-    return request.guidance > 1 and pipe.unet.config.time_cond_proj_dim is None
+def guided(pipe, told):
+    """Whether the pipeline runs the U-Net on a pair, without and with the prompt. told: a Request, or a run's Context once
+    its methods are attached."""
+    return told.guidance > 1 and pipe.unet.config.time_cond_proj_dim is None
 
 
 def context_of(pipe, request, steps, grid, trace=None):
@@ -81,11 +82,10 @@ TEXT = "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negat
 
 
 @torch.no_grad()
-def encoded(pipe, request, device, prompts=None):
-    """What the text encoders make of the prompt, or of several, by the names that the pipeline's call takes: two entries,
-    with SDXL four."""
-    made = pipe.encode_prompt(prompts or request.prompt, device=device, num_images_per_prompt=1,
-                              do_classifier_free_guidance=guided(pipe, request))
+def encoded(pipe, prompts, pair, device):
+    """What the text encoders make of a prompt, or of a list, by the names that the pipeline's call takes: two entries, with
+    SDXL four. pair: whether the empty prompt is wanted too, see `guided`."""
+    made = pipe.encode_prompt(prompts, device=device, num_images_per_prompt=1, do_classifier_free_guidance=pair)
     return dict(zip(TEXT, made))
 
 
@@ -215,8 +215,9 @@ def sample(pipe, request, stack, steps, on_step, stop, trace):
     context = context_of(pipe, request, steps, tuple(start.shape[2:]), trace)
     pipe = copy.copy(pipe)  # a call leaves its arguments on the pipeline object: let it leave them on a copy
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    weights, rest = weights_first(stack)
     with replaced(pipe, scheduler=scheduler, _progress_bar_config={"disable": True}), \
-            lens.attach(pipe, request, context), attached(pipe, stack, context) as ready:
+            attached(pipe, weights, context) as pipe, lens.attach(pipe, request, context), attached(pipe, rest, context) as ready:
         memory, clock = Peak(ready.device), Clock(ready.device)
         latents, image = timed(ready, request, start, clock, context, on_step, stop)
         text, *times, decode = clock.spans()
@@ -242,13 +243,13 @@ def timed(pipe, request, latents, clock, context, on_step, stop):
         return {}
 
     clock.mark()
-    text = encoded(pipe, request, pipe.device)
+    text = encoded(pipe, request.prompt, guided(pipe, context), pipe.device)
     clock.mark()
     clock.mark()
     context.start(0)
     last = pipe(
         **text, latents=latents, height=request.size, width=request.size, num_inference_steps=context.steps,
-        guidance_scale=request.guidance, callback_on_step_end=step_done, output_type="latent",
+        guidance_scale=context.guidance, callback_on_step_end=step_done, output_type="latent",
         generator=torch.Generator().manual_seed(~request.seed & 2**63 - 1)).images  # for schedulers that draw noise as they go
     image, = pictures(pipe, last)
     clock.mark()

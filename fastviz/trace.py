@@ -49,7 +49,7 @@ def load(path, block=None):
 class Context:
     """What one run tells the methods attached to it, and what they report back. Made anew for every run.
 
-    steps: sampling steps of this run; seed, guidance: the request's; grid: (height, width) of the latents.
+    steps: sampling steps of this run; seed, guidance: the request's, guidance 1 where weights do without; grid: (height, width) of the latents.
     device: type of the device that the run is for, such as "cuda", also where it is only counted, on the meta device.
     step: index of the sampling step under way, moved on by `start`.
     starting: functions of the step, called in order by `start`. What a method decides for a step it decides there, and

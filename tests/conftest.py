@@ -1,5 +1,6 @@
 """Fixtures shared by all tests. The tiny pipeline is made of real classes at tiny size with seeded random weights."""
 
+import json
 import os
 from contextlib import contextmanager
 
@@ -77,9 +78,28 @@ def fit_olss(tiny_pipe, folder):
     return folder.parent / "olss"
 
 
+@pytest.fixture(scope="session")
+def student_files(tiny_pipe, olss_files):
+    """The folder of an untrained student of the tiny pipeline, beside it."""
+    from types import SimpleNamespace
+
+    from fastviz import fitted
+    from fastviz.methods import sdxs
+    from fastviz.stickers.sdxs import export, network
+
+    torch.manual_seed(1)
+    guide = SimpleNamespace(text=tiny_pipe.text_encoder, tokenizer=tiny_pipe.tokenizer)
+    student = export.pipeline(guide, network.student_of(tiny_pipe.unet), network.small_vae(tiny_pipe.vae))
+    folder = sdxs.path_of(olss_files.parent / "model")
+    student.save_pretrained(folder)
+    with at_home(tiny_pipe, olss_files.parent / "model") as home:
+        (folder / sdxs.ABOUT).write_text(json.dumps({"teacher": fitted.weights(home)}))
+    return folder
+
+
 @pytest.fixture(scope="module")
-def tiny_home(tiny_pipe, olss_files):
-    """The tiny pipeline in a folder, with the coefficients beside it."""
+def tiny_home(tiny_pipe, olss_files, student_files):
+    """The tiny pipeline in a folder, with the coefficients and the student beside it."""
     with at_home(tiny_pipe, olss_files.parent / "model") as folder:
         yield folder
 

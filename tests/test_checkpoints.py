@@ -126,7 +126,7 @@ def test_both_encoders_and_the_size_reach_the_network():
         generate(pipe, request, (full.Knobs(),), 2)
     finally:
         handle.remove()
-    told = network_inputs(encoded(pipe, request, pipe.device), request.size)
+    told = network_inputs(encoded(pipe, request.prompt, True, pipe.device), request.size)
     added, ours = seen[0]["added_cond_kwargs"], told["added_cond_kwargs"]
     assert ours["time_ids"].tolist() == [[192, 192, 0, 0, 192, 192]] * 2 == added["time_ids"].tolist()
     assert torch.equal(ours["text_embeds"], added["text_embeds"])
@@ -159,7 +159,7 @@ def test_flops_of_sdxl_are_those_of_its_parts():
     counts = cost.flops(pipe, request, (full.Knobs(),), 2)
     with torch.utils.flop_counter.FlopCounterMode(display=False) as mode, torch.nn.attention.sdpa_kernel(
             torch.nn.attention.SDPBackend.MATH):
-        told = encoded(pipe, request, pipe.device)
+        told = encoded(pipe, request.prompt, True, pipe.device)
         text = mode.get_total_flops()
         pipe.unet(noise(pipe, request).repeat(2, 1, 1, 1), 10, **network_inputs(told, request.size))
     assert counts["text"] == text and counts["steps"] == (mode.get_total_flops() - text,) * 2

@@ -149,8 +149,8 @@ KNOBS = [st.builds(method.Knobs, **{field.name: value_of(field) for field in dat
 
 
 def alone(knobs):
-    """What a stack may hold only one of: a method, and a scheduler."""
-    return "scheduler" if method_of(knobs).ROLE == "scheduler" else type(knobs)
+    """What a stack may hold only one of: a method, and a scheduler or weights that bring their own."""
+    return "scheduler" if method_of(knobs).ROLE in ("scheduler", "weights") else type(knobs)
 
 
 @given(st.lists(st.sampled_from(KNOBS).flatmap(lambda knobs: knobs), min_size=1, max_size=3, unique_by=alone).map(tuple))

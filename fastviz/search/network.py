@@ -13,7 +13,7 @@ class Network:
     def __init__(self, pipe, requests, on_call=lambda prompts: None):
         self.pipe, self.guidance, self.pair = pipe, requests[0].guidance, guided(pipe, requests[0])
         self.calls, self.on_call = 0, on_call
-        made = encoded(pipe, requests[0], pipe.device, [request.prompt for request in requests])
+        made = encoded(pipe, [request.prompt for request in requests], self.pair, pipe.device)
         self.told = network_inputs(made, requests[0].size)
         self.start = torch.cat([noise(pipe, request) for request in requests]).to(pipe.device)
 

@@ -9,7 +9,8 @@ from ..models import MODELS
 from ..request import GUIDANCE, PROMPT_LENGTH, BadRequest, Request, parse_stack, split, stack_text
 
 OWN = ("steps", "guidance", "size")  # controls whose values are the model's own until somebody moves them
-CHOSEN = tuple(method for method in METHODS if method.KEY != "full")  # the full model always runs
+CHOSEN = tuple(method for method in METHODS  # the full model always runs, and what is not there cannot be chosen
+                if method.KEY != "full" and getattr(method, "ready", lambda: True)())
 CURVE = (0.1, 0.2, 0.4, 0.6)  # shares of the steps at which the few-step curve is measured
 
 
@@ -119,7 +120,7 @@ class Ask:
         rest = []
         for stack in request.methods[1:]:
             key = method_of(stack[0]).KEY
-            if len(stack) == 1 and not told[key]:
+            if len(stack) == 1 and not told.get(key, True):
                 told |= {key: True} | {f"{key}.{name}": value for name, value in vars(stack[0]).items()}
             else:
                 rest.append(stack)
