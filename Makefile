@@ -14,7 +14,7 @@ PYTHON ?= python3
 	touch .venv/.test
 
 app: .venv/.app
-	.venv/bin/python app.py
+	.venv/bin/python -m fastviz.supervise
 
 test: .venv/.test
 	.venv/bin/python -m pytest -q --timeout 600 --durations 15 tests

@@ -14,13 +14,16 @@ PATH = Path(__file__).parents[1] / "spaces_config.yaml"
 @dataclass(frozen=True)
 class Profile:
     """models: keys offered; max_*: upper bounds of one request; queue: visitors that may wait; address: where the server
-    listens; temp_megabytes, temp_minutes: bounds of the temp folder; example: what the page shows at first."""
+    listens; hosts: names under which it may be called, "*" for any; temp_megabytes, temp_minutes: bounds of the temp folder; example: what the page shows at first."""
     models: tuple
     max_steps: int
     max_rows: int
     max_repeats: int
     queue: int
     address: str
+    hosts: tuple
+    metrics: bool
+    log_prompts: bool
     temp_megabytes: int
     temp_minutes: int
     example: dict
@@ -45,7 +48,7 @@ def load(name="local", path=PATH):
     names = [field.name for field in fields(Profile)]
     if set(told[name]) != set(names):
         raise ValueError(f"Profile {name} must have exactly {', '.join(names)}.")
-    profile = Profile(**{**told[name], "models": tuple(told[name]["models"])})
+    profile = Profile(**{**told[name], "models": tuple(told[name]["models"]), "hosts": tuple(told[name]["hosts"])})
     bounds = (profile.max_steps <= STEPS[1], profile.max_rows <= ROWS, profile.max_repeats <= REPEATS[1],
               set(profile.models) <= set(MODELS), profile.queue >= 1)
     if not all(bounds):

@@ -21,7 +21,7 @@ ARROWS = {
     "knobs": set(), "patch": set(), "trace": set(), "fitted": set(), "judge": set(), "models": {"judge"},
     "gwpr": set(), "schedulers": set(), "methods": BASE | {"gwpr", "schedulers"},
     "request": BASE | {"methods", "models"},
-    "profile": {"models", "request"},
+    "profile": {"models", "request"}, "log": set(), "supervise": {"log"},
     "lens": BASE | {"methods"},
     "run": MODELS | {"lens"}, "cost": MODELS | {"run"}, "metrics": {"judge", "models"},
     "compare": MODELS | {"run", "cost", "metrics"},

@@ -1,16 +1,19 @@
 """The page: the controls on one side, what came of them on the other, and what happens when."""
 
 import json
+import logging
 
 import gradio as gr
 
 from .. import store
 from ..models import MODELS, prompt_cut, unknown_words
 from ..request import PROMPT_LENGTH, BadRequest, Request
+from . import health
 from .ask import CHOSEN, Ask
 from .inside import Inside
 from .job import GONE, LOST, Job
 
+log = logging.getLogger(__name__)
 EXAMPLES = ("a big lemon in the ocean", "an owl at night", "a panda under the sea", "a cactus and a donut in a meadow")
 PRIVATE = dict(api_visibility="private", show_progress="hidden")
 PIPELINE = dict(concurrency_id="pipeline", concurrency_limit=1)
@@ -125,7 +128,7 @@ class Page:
         except BadRequest as refusal:
             yield refused(refusal), *[gr.skip()] * 6
             return
-        self.jobs[request.session_hash] = job = Job(wanted)
+        self.jobs[request.session_hash] = job = Job(wanted, self.profile.log_prompts)
         self.looks.pop(request.session_hash, None)
         try:
             rest = *BUSY, gr.skip(), None, gr.Button(interactive=False)
@@ -238,7 +241,7 @@ class Page:
         except BadRequest as refusal:
             yield refused(refusal)
             return
-        job = Job(wanted)
+        job = Job(wanted, self.profile.log_prompts)
         try:
             for _ in job.changes():
                 yield job.status() | job.board()
@@ -254,6 +257,9 @@ def able():
 
 
 def refused(refusal, before=""):
+    """What the page is told about a refusal, which is counted and logged."""
+    health.REFUSALS.labels(refusal.field).inc()
+    log.info("Refused: %s.", refusal.field, extra={"event": "refused", "field": refusal.field})
     return {**IDLE, "state": "refused", "field": refusal.field, "sentence": f"{before}{refusal}"}
 
 
