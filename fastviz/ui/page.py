@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 EXAMPLES = ("a big lemon in the ocean", "an owl at night", "a panda under the sea", "a cactus and a donut in a meadow")
 PRIVATE = dict(api_visibility="private", show_progress="hidden")
 PIPELINE = dict(concurrency_id="pipeline", concurrency_limit=1)
+REMEMBERED = 64  # visitors whose last comparison is kept for a look inside; whoever never leaves is forgotten
 FREE = gr.Button(interactive=True), gr.Button(interactive=False)  # Run and Stop
 BUSY = gr.Button(interactive=False), gr.Button(interactive=True)
 IDLE = {"state": "idle", "sentence": "", "share": None, "left": "", "row": None}
@@ -128,8 +129,7 @@ class Page:
         except BadRequest as refusal:
             yield refused(refusal), *[gr.skip()] * 6
             return
-        self.jobs[request.session_hash] = job = Job(wanted, self.profile.log_prompts)
-        self.looks.pop(request.session_hash, None)
+        job = self.remember(request.session_hash, Job(wanted, self.profile.log_prompts))
         try:
             rest = *BUSY, gr.skip(), None, gr.Button(interactive=False)
             for fresh in job.changes():  # what is new travels, and only that: all else would slow what is being timed
@@ -139,6 +139,17 @@ class Page:
             job.told = True
         finally:
             job.end()
+
+    def remember(self, visitor, job):
+        """Keeps a visitor's last comparison, and forgets the oldest ones that are over."""
+        self.jobs.pop(visitor, None)
+        self.looks.pop(visitor, None)
+        over = [each for each, work in self.jobs.items() if work.state != "running"]
+        for old in over[:max(0, len(self.jobs) + 1 - REMEMBERED)]:
+            self.jobs.pop(old, None)
+            self.looks.pop(old, None)
+        self.jobs[visitor] = job
+        return job
 
     def outcome(self, job):
         """Everything at its end: finished, stopped or failed."""
