@@ -1,7 +1,6 @@
 """What breaks is told in a sentence, costs nobody else anything, and is over when its cause is."""
 
 import dataclasses
-import json
 import os
 import pickle
 import shutil
@@ -205,11 +204,15 @@ def test_a_full_disk_and_a_broken_torchvision(tmp_path, tiny_folder, reference):
             told = server.call("run", values, session="full")[2]["output"]["data"]
             assert told[0]["sentence"] == "Done. There is no archive to download: the disk is full."
             assert picture(told[1]["rows"][0]) == reference(7) and "disk is full" in server.health()[1]["reason"]
-            told = server.call("look_inside", [], session="full")[2]["output"]["data"]
-            assert told[0]["state"] in ("failed", "finished") and "disk is full" in json.dumps(told), told[0]
+            told = server.call("look_inside", [], session="full")[2]["output"]["data"][5]
+            assert [row["error"] for row in told["rows"]] == ["The disk is full: make room and try again."] * 2
+            crowd(inside)
+            told = server.call("look_inside", [], session="full")[2]["output"]["data"][0]
+            assert told["sentence"] == "The look inside could not be finished: the disk is full."
             answer = HTTP.post(f"{server.address}/gradio_api/upload", files={"files": ("a.png", bytes(2**20))})
             assert answer.status_code >= 400
-            (inside / "filler").unlink()
+            for file in inside.glob("filler*"):
+                file.unlink()
             told = server.call("run", values, session="full")[2]["output"]["data"]
             assert told[0]["sentence"] == "Done." and "disk" not in server.health()[1]["reason"]
             told = server.call("look_inside", [], session="full")[2]["output"]["data"]
@@ -221,6 +224,13 @@ def fill(path):
     with suppress(OSError), open(path, "wb", buffering=0) as file:
         while file.write(bytes(4096)):
             pass
+
+
+def crowd(folder):
+    """Makes empty files until the disk has no place for the name of another one."""
+    with suppress(OSError):
+        for i in range(1000):
+            (folder / f"filler{i}").touch()
 
 
 def test_sigterm_ends_a_server_at_work_at_once(tmp_path, tiny_folder):

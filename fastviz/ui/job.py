@@ -1,6 +1,5 @@
 """Work under way: a thread, and what the page shows of it at any moment. A comparison is one kind of work."""
 
-import errno
 import logging
 import os
 import tempfile
@@ -31,7 +30,7 @@ class Work:
         self.thread = threading.Thread(target=self.work, name=name, daemon=True)
 
     def work(self):
-        from ..run import Lost, Stopped  # torch and diffusers: the page must not wait for them
+        from ..run import Lost, Stopped, disk_full  # torch and diffusers: the page must not wait for them
 
         state, sentence = "finished", ""
         health.working.add(self)
@@ -46,9 +45,10 @@ class Work:
         except BadModel as error:
             state, sentence = "failed", str(error)
             health.note("model", sentence)
-        except Exception:
+        except Exception as error:
             log.exception("Work for the page failed: %s.", self.thread.name)
-            state, sentence = "failed", f"The {self.thread.name} could not be finished: the server's log says why."
+            why = "the disk is full" if disk_full(error) else "the server's log says why"
+            state, sentence = "failed", f"The {self.thread.name} could not be finished: {why}."
         health.working.discard(self)
         health.RUNS.labels(self.thread.name, state).inc()
         log.info("A %s ended: %s.", self.thread.name, state, extra={"event": "work", "work": self.thread.name, "outcome": state, **self.facts()})
@@ -136,6 +136,8 @@ class Job(Work):
 
     def pack(self):
         """One zip of what is finished, in the temp folder -> (its path or None, what went wrong or "")."""
+        from ..run import disk_full
+
         rows = [row for _, row in sorted(self.rows.items()) if row.image is not None]
         if not rows:
             return None, ""
@@ -147,7 +149,6 @@ class Job(Work):
             return str(path), ""
         except Exception as error:  # the pictures on the page must outlive whatever goes wrong with their copy
             log.exception("The archive could not be written.")
-            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-            told = f"There is no archive to download: {'the disk is full' if full else 'the server log says why'}."
+            told = f"There is no archive to download: {'the disk is full' if disk_full(error) else 'the server log says why'}."
             health.note("archive", told)
             return None, told
