@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from fastviz import log, models, profile
 from fastviz.request import Request
 from fastviz.ui import health
-from fastviz.ui.gate import Gate, host
+from fastviz.ui.gate import MOST, Gate, host
 from fastviz.ui.job import Job
 
 
@@ -94,7 +94,10 @@ def test_a_record_is_one_line_whatever_is_in_it():
 @pytest.fixture
 def door():
     """A server behind the gate, called as `local` allows."""
-    app = Starlette(routes=[Route("/", lambda request: PlainTextResponse("in"), methods=["GET", "POST"]),
+    async def read(request):
+        return PlainTextResponse(str(len(await request.body())))
+
+    app = Starlette(routes=[Route("/", lambda request: PlainTextResponse("in"), methods=["GET", "POST"]), Route("/read", read, methods=["POST"]),
                             Route("/queue/join", lambda request: PlainTextResponse("full", 503), methods=["POST"])],
                     middleware=[Middleware(Gate, profile.load("local").hosts)])
     return TestClient(app, base_url="http://127.0.0.1:7860")
@@ -124,6 +127,16 @@ def test_only_its_own_page_may_call(door, headers, status):
 def test_a_public_server_lets_every_name_in():
     app = Starlette(routes=[Route("/", lambda request: PlainTextResponse("in"))], middleware=[Middleware(Gate, profile.load("space").hosts)])
     assert TestClient(app).get("/", headers={"host": "any.example", "origin": "https://other.example"}).status_code == 200
+
+
+@pytest.mark.parametrize("size, status", ((MOST, 200), (MOST + 1, 413)))
+def test_nobody_may_send_much(door, size, status):
+    """Whether the size is told beforehand, or what is sent just goes on."""
+    block = bytes(2**18)
+    parts = [block] * (size // len(block)) + [bytes(size % len(block))]
+    for content in (bytes(size), iter(parts)):
+        answer = door.post("/read", content=content)
+        assert answer.status_code == status and (status != 200 or answer.text == str(size))
 
 
 def test_who_finds_the_queue_full_is_counted(door):

@@ -1,15 +1,18 @@
-"""The door of the server: pages of other sites may not call it, and who is turned away at a full queue is counted."""
+"""The door of the server: pages of other sites may not call it, nobody may send much, and refusals at a full queue are counted."""
 
 import logging
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from .health import REFUSALS
 
 log = logging.getLogger(__name__)
 ANY = "*"
+MOST = 3 * 2**20  # bytes of a request's body: a file of 2 MB in its wrapping, and far more than any call
+TOO_MUCH = f"A request may hold {MOST // 2**20} MB at most."
 
 
 def host(text):
@@ -36,6 +39,17 @@ class Gate:
         headers = Headers(scope=scope)
         if wrong := self.wrong(headers):
             return await JSONResponse({"detail": wrong}, 403)(scope, receive, send)
+        if int(headers.get("content-length", 0)) > MOST:  # the server itself has refused what is no number
+            return await JSONResponse({"detail": TOO_MUCH}, 413)(scope, receive, send)
+        size = 0
+
+        async def bounded():
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > MOST:
+                raise HTTPException(413, TOO_MUCH)
+            return message
 
         async def counted(message):
             if message["type"] == "http.response.start" and message["status"] == 503 and scope["path"].endswith("/queue/join"):
@@ -43,7 +57,7 @@ class Gate:
                 log.info("The queue is full.", extra={"event": "refused", "field": "queue"})
             await send(message)
 
-        return await self.app(scope, receive, counted)
+        return await self.app(scope, bounded, counted)
 
     def wrong(self, headers):
         """Why a request with these headers is not let in, or ""."""
