@@ -13,7 +13,8 @@ import time
 gc.disable()  # until everything is imported: imports make much and throw away little, and take 12 % less time without
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything that runs here lies in the project or was fetched before
-os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # its warnings quote prompts
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # its warnings quote prompts, and none of both is a line of JSON
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from fastviz import supervise  # noqa: E402
 

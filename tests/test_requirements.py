@@ -14,7 +14,7 @@ PINNED = dict(line.split("==") for line in LINES)
 
 
 def test_every_line_is_a_plain_pin():
-    assert LINES == sorted(LINES) and len(PINNED) == len(LINES)
+    assert list(PINNED) == sorted(PINNED) and len(PINNED) == len(LINES)
     assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line) for line in LINES)
 
 
