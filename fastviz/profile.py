@@ -16,13 +16,14 @@ ZERO = "zero-a10g"  # how the hub calls the hardware that is lent call by call
 BOUNDS = {"max_steps": STEPS, "max_rows": (1, ROWS), "max_repeats": REPEATS, "max_size": (64, 2048), "queue": (1, 1000),
           "per_visitor": (0, 100), "remembered": (0, 10_000), "records_megabytes": (1, 4096), "temp_megabytes": (1, 10**6),
           "temp_minutes": (1, 10**6)}
-TEXTS = ("address", "hardware")
+TEXTS, SWITCHES = ("address", "hardware"), ("metrics", "log_prompts")
 
 
 @dataclass(frozen=True)
 class Profile:
     """models: keys offered; methods: keys allowed; max_*: upper bounds of one request; queue: visitors that may wait;
-    per_visitor, remembered: see spaces_config.yaml; address: where the server listens; hardware: of a Space;
+    per_visitor, remembered: see spaces_config.yaml; address: where the server listens; hosts: names under which it may be
+    called, "*" for any; metrics: whether /metrics is offered; log_prompts: whether the log tells them; hardware: of a Space;
     records_megabytes: of one look inside a row; temp_megabytes, temp_minutes: bounds of the temp folder; example: what the
     page shows at first."""
     models: tuple
@@ -35,6 +36,9 @@ class Profile:
     per_visitor: int
     remembered: int
     address: str
+    hosts: tuple
+    metrics: bool
+    log_prompts: bool
     hardware: str
     records_megabytes: int
     temp_megabytes: int
@@ -81,13 +85,18 @@ def load(name="local", path=PATH):
     for field in TEXTS:
         if not isinstance(told[field], str):
             raise ValueError(f"Profile {name}: {field} must be text.")
+    for field in SWITCHES:
+        if type(told[field]) is not bool:
+            raise ValueError(f"Profile {name}: {field} must be true or false.")
+    if not isinstance(told["hosts"], list) or not told["hosts"] or not all(isinstance(host, str) for host in told["hosts"]):
+        raise ValueError(f"Profile {name}: hosts must be a list of names, or of \"*\" for any.")
     every = [method.KEY for method in METHODS]
     methods = every if told["methods"] == "all" else told["methods"]
     for field, chosen, known in (("models", told["models"], MODELS), ("methods", methods, BY_KEY)):
         if not isinstance(chosen, list) or not chosen or not all(isinstance(key, str) and key in known for key in chosen):
             raise ValueError(f"Profile {name}: {field} must be a list of {', '.join(known)}.")
     methods = [key for key in every if key == "full" or key in methods]
-    profile = Profile(**{**told, "models": tuple(told["models"]), "methods": tuple(methods)})
+    profile = Profile(**{**told, "models": tuple(told["models"]), "methods": tuple(methods), "hosts": tuple(told["hosts"])})
     try:
         profile.check(Request(**profile.example))
     except (BadRequest, TypeError) as error:
@@ -95,12 +104,22 @@ def load(name="local", path=PATH):
     return profile
 
 
-def may_listen(address):
-    """ValueError unless everybody who reaches `address` is meant to: this machine, a password, or a Space's own gate."""
+def near(address):
+    """Whether only this machine can reach `address`. ValueError when it is none."""
     try:
-        near = address == "localhost" or ip_address(address).is_loopback
+        return address == "localhost" or ip_address(address).is_loopback
     except ValueError:
         raise ValueError(f"{address} is no address to listen on: use 127.0.0.1 for this machine or 0.0.0.0 for all.") from None
-    if not near and not os.environ.get("FASTVIZ_PASSWORD") and "SPACE_ID" not in os.environ:
+
+
+def hosts_of(address, hosts):
+    """The names under which a server at `address` may be called: `hosts` on this machine alone; any for others, who know
+    it by names that it cannot know, and who type a password."""
+    return (*hosts, address) if near(address) else ("*",)
+
+
+def may_listen(address):
+    """ValueError unless everybody who reaches `address` is meant to: this machine, a password, or a Space's own gate."""
+    if not near(address) and not os.environ.get("FASTVIZ_PASSWORD") and "SPACE_ID" not in os.environ:
         raise ValueError(f"Everybody on the network could use this page at {address}: set FASTVIZ_PASSWORD to what they shall "
                          "type, or listen on 127.0.0.1.")

@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import errno
 import gc
 import threading
 import time
@@ -201,7 +202,11 @@ def failure(error, request):
         return Failed(f"Out of memory at {request.size} px: choose a smaller size, or close what else uses this device.")
     if isinstance(error, torch.AcceleratorError):
         return Lost("The device stopped answering: start the program again.")
-    return None
+    return Failed("The disk is full: make room and try again.") if disk_full(error) else None
+
+
+def disk_full(error):
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def free():

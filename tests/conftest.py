@@ -2,14 +2,43 @@
 
 import json
 import os
+import runpy
+import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 
+OFFLINE = Path(__file__).parent / "offline"
+os.environ["OFFLINE_LOG"] = tempfile.mkstemp(prefix="fastviz-offline-")[1]
+os.environ["PYTHONPATH"] = os.pathsep.join([str(OFFLINE), *filter(None, [os.environ.get("PYTHONPATH")])])
+runpy.run_path(str(OFFLINE / "sitecustomize.py"))  # this process; those that it starts find it themselves
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads, and lose all where cores are shared
 
 import pytest
 import torch
+from ledger import LEDGER
+
+RELIABILITY = ("test_reliability.py", "test_load.py", "test_faults.py", "test_input.py")
+
+
+def pytest_runtest_logreport(report):
+    if report.failed and report.nodeid.partition("::")[0].endswith(RELIABILITY):
+        LEDGER.unexpected += 1
+
+
+def pytest_unconfigure(config):
+    """The ledger is the very last line."""
+    if LEDGER.submitted and (terminal := config.pluginmanager.get_plugin("terminalreporter")):
+        terminal.write_line(LEDGER.line())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def offline():
+    """Nothing that any test starts asks another machine for anything."""
+    yield
+    with open(os.environ["OFFLINE_LOG"]) as file:
+        assert file.read() == "", "a machine outside was asked for"
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels are then run on the processor; read when triton is imported
@@ -105,9 +134,60 @@ def tiny_home(tiny_pipe, olss_files, student_files):
 
 
 @pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """The tiny pipeline as a model is shipped: a folder of safetensors with the hashes beside it."""
+    from fastviz import models
+
+    parent = tmp_path_factory.mktemp("shipped")
+    make_tiny().save_pretrained(parent / "model")
+    models.write_hashes(parent)
+    return parent / "model"
+
+
+@pytest.fixture(scope="session")
+def reference(tiny_folder):
+    """reference(seed, steps): the digest of the full model's picture as it is made here, without any server."""
+    import dataclasses
+    import functools
+
+    from serving import pixels
+
+    from fastviz import models, run
+    from fastviz.request import Request
+
+    pipe = models.read(dataclasses.replace(models.MODELS["stickers"], source=str(tiny_folder)))
+
+    @functools.cache
+    def digest(seed, steps=2):
+        request = Request("a cat", seed=seed, steps=steps, size=128, methods="full")
+        return pixels(run.generate(pipe, request, request.methods[0], steps).image)
+
+    return digest
+
+
+@pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """The page as a process of its own, as `make app` starts it: its address, and the folder that it calls /tmp."""
     from serving import serve
 
     with serve(tmp_path_factory.mktemp("tmp")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tiny_server(tmp_path_factory, tiny_folder):
+    """The page with the tiny model."""
+    from serving import serve
+
+    with serve(tmp_path_factory.mktemp("tiny"), ("tests/tiny_app.py",), TINY=str(tiny_folder), GRADIO_ANALYTICS_MAX_EVENTS="8") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def faulty_server(tmp_path_factory, tiny_folder):
+    """The same under its supervisor, on a machine that fails where the seed says: see faulty_app.py."""
+    from serving import serve
+
+    code = "import sys, pathlib; from fastviz import supervise; supervise.APP = pathlib.Path('tests/faulty_app.py'); sys.exit(supervise.main())"
+    with serve(tmp_path_factory.mktemp("faulty"), ("-c", code), TINY=str(tiny_folder)) as running:
         yield running

@@ -23,7 +23,7 @@ ARROWS = {
     "kernels": set(), "gwpr": {"kernels"}, "schedulers": set(),
     "methods": BASE | {"bare", "gwpr", "kernels", "models", "schedulers"}, "bare": {"models", "patch"},
     "request": BASE | {"methods", "models"},
-    "profile": {"methods", "models", "request"},
+    "profile": {"methods", "models", "request"}, "log": set(), "supervise": {"log"},
     "lens": BASE | {"methods"},
     "run": MODELS | {"lens"}, "cost": MODELS | {"bare", "run"}, "metrics": {"judge", "models"},
     "compare": MODELS | {"run", "cost", "metrics"},

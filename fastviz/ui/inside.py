@@ -78,11 +78,11 @@ class Inside(Work):
         self.megabytes = megabytes
         self.job, self.asked = job, [row for _, row in sorted(job.rows.items()) if row.image is not None]
         self.views, self.traces, self.blocks, self.words, self.place = [], {}, [], [], (0, 0, 1)
-        self.folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
 
     def compute(self):
         from ..patch import transformer_blocks
 
+        self.folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
         request, pipe = self.job.request, models.load(self.job.request.model)
         side = request.size // pipe.vae_scale_factor
         self.blocks = [(name, block_label(name, size)) for name, _, size in transformer_blocks(pipe.unet, (side, side))]

@@ -2,7 +2,6 @@
 
 import contextvars
 import copy
-import errno
 import logging
 import os
 import tempfile
@@ -12,14 +11,14 @@ from pathlib import Path
 
 from ..models import BadModel, load
 from ..store import archive, query, recipe
-from . import worker
+from . import health, worker
 from .board import shown, span, waiting, where
 
 log = logging.getLogger(__name__)
 TICK = 0.6  # seconds between two looks at the progress: more often would take time from what is being timed
 ENDED = {"finished": "Done.", "stopped": "Stopped. What was finished stays."}
 LOST = threading.Event()  # set when the device stopped answering: this process can compute nothing any more
-GONE = "The device stopped answering. The server ends now: it has to be started again."
+GONE = "The device stopped answering. The server ends now, and this page comes back when it is started again."
 
 
 class Work:
@@ -35,23 +34,34 @@ class Work:
         self.thread = threading.Thread(target=visitor.run, args=(self.work,), name=name, daemon=True)
 
     def work(self):
-        from ..run import Lost, Stopped  # torch and diffusers: the page must not wait for them
+        from ..run import Lost, Stopped, disk_full  # torch and diffusers: the page must not wait for them
 
         state, sentence = "finished", ""
+        health.working.add(self)
         try:
             self.compute()
         except Stopped:
             state = "stopped"
         except Lost:
             state, sentence = "failed", GONE
+            health.note("device", GONE)
             LOST.set()
         except BadModel as error:
             state, sentence = "failed", str(error)
-        except Exception:
+            health.note("model", sentence)
+        except Exception as error:
             log.exception("Work for the page failed: %s.", self.thread.name)
-            state, sentence = "failed", f"The {self.thread.name} could not be finished: the server's log says why."
+            why = "the disk is full" if disk_full(error) else "the server's log says why"
+            state, sentence = "failed", f"The {self.thread.name} could not be finished: {why}."
+        health.working.discard(self)
+        health.RUNS.labels(self.thread.name, state).inc()
+        log.info("A %s ended: %s.", self.thread.name, state, extra={"event": "work", "work": self.thread.name, "outcome": state, **self.facts()})
         self.state, self.sentence = state, sentence or ENDED[state]
         self.changed.set()
+
+    def facts(self):
+        """What the log tells of it."""
+        return {}
 
     def changes(self):
         """Starts the work and yields whenever there is something new to show, at most once a tick, until it has ended:
@@ -74,10 +84,12 @@ class Work:
 
 
 class Job(Work):
-    """A request's comparison. rows: the last Row per index; views: what the page shows of each."""
+    """A request's comparison. rows: the last Row per index; views: what the page shows of each; log_prompt: whether the
+    log may tell the prompt."""
 
-    def __init__(self, request):
+    def __init__(self, request, log_prompt=False):
         super().__init__("comparison")
+        self.log_prompt = log_prompt
         self.request, self.recipe, self.query = request, recipe(request), query(request)
         self.views = [waiting(i, stack) for i, stack in enumerate(request.methods)]
         self.rows, self.progress, self.environment = {}, None, {}
@@ -89,6 +101,7 @@ class Job(Work):
         if worker.LENT:
             return self.compute_elsewhere()
         self.environment = environment(load(self.request.model))
+        health.note("model", "")
         for row in compare(self.request, on_progress=self.watch, stop=self.stop.is_set):
             self.take(row)
 
@@ -115,8 +128,18 @@ class Job(Work):
         self.progress, self.sentence = progress, where(progress)
         self.changed.set()
 
+    def facts(self):
+        """The settings and the failures; the prompt where the operator wants it."""
+        told = {name: value for name, value in self.recipe.items() if name != "prompt" or self.log_prompt}
+        return told | {"failed_rows": [row.stack for row in self.rows.values() if row.error]}
+
     def take(self, row):
         self.rows[row.index] = row
+        if row.error:
+            health.ROWS.labels("failed").inc()
+        else:
+            health.took(row.run)
+            health.note("LPIPS", reason if isinstance(reason := row.metrics["lpips"], str) else "")
         self.views[row.index] = shown(row, self.recipe, self.views[row.index])
         self.fresh = True
         self.changed.set()
@@ -141,6 +164,8 @@ class Job(Work):
 
     def pack(self):
         """One zip of what is finished, in the temp folder -> (its path or None, what went wrong or "")."""
+        from ..run import disk_full
+
         rows = [row for _, row in sorted(self.rows.items()) if row.image is not None]
         if not rows:
             return None, ""
@@ -148,8 +173,10 @@ class Job(Work):
             folder = tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])
             path = Path(folder, f"fastviz-seed-{self.request.seed}.zip")
             path.write_bytes(archive(self.request, rows, self.environment))
+            health.note("archive", "")
             return str(path), ""
         except Exception as error:  # the pictures on the page must outlive whatever goes wrong with their copy
             log.exception("The archive could not be written.")
-            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-            return None, f"There is no archive to download: {'the disk is full' if full else 'the server log says why'}."
+            told = f"There is no archive to download: {'the disk is full' if disk_full(error) else 'the server log says why'}."
+            health.note("archive", told)
+            return None, told

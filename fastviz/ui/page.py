@@ -1,6 +1,7 @@
 """The page: the controls on one side, what came of them on the other, and what happens when."""
 
 import json
+import logging
 import time
 from contextlib import ExitStack
 
@@ -9,14 +10,17 @@ import gradio as gr
 from .. import store
 from ..models import MODELS, prompt_cut, unknown_words
 from ..request import PROMPT_LENGTH, BadRequest, Request
+from . import health
 from .ask import CHOSEN, OWN, Ask
 from .inside import Inside
 from .job import GONE, LOST, Job
 from .turns import Turns
 
+log = logging.getLogger(__name__)
 EXAMPLES = ("a big lemon in the ocean", "an owl at night", "a panda under the sea", "a cactus and a donut in a meadow")
 PRIVATE = dict(api_visibility="private", show_progress="hidden")
 WAIT = 0.5  # seconds between two looks at whose turn it is
+REMEMBERED = 64  # visitors whose last comparison is kept for a look inside; whoever never leaves is forgotten
 FREE = gr.Button(interactive=True), gr.Button(interactive=False)  # Run and Stop
 BUSY = gr.Button(interactive=False), gr.Button(interactive=True)
 IDLE = {"state": "idle", "sentence": "", "share": None, "left": "", "row": None}
@@ -139,8 +143,7 @@ class Page:
             except BadRequest as refusal:
                 yield refused(refusal), *[gr.skip()] * 6
                 return
-            self.jobs[request.session_hash] = job = self.job(wanted)
-            self.looks.pop(request.session_hash, None)
+            job = self.keep(request.session_hash, self.job(wanted))
             try:
                 rest = *BUSY, gr.skip(), None, gr.Button(interactive=False)
                 for fresh in job.changes():  # what is new travels, and only that: all else would slow what is being timed
@@ -164,13 +167,24 @@ class Page:
     def job(self, wanted):
         """A comparison to be run, or one that was: the same request is not computed twice where the profile says so."""
         known = self.known.get(wanted)
-        return known.again() if known else Job(wanted)
+        return known.again() if known else Job(wanted, self.profile.log_prompts)
 
     def remember(self, job):
         if job.state == "finished" and job.request not in self.known and not any(row.error for row in job.rows.values()):
             self.known[job.request] = job
         while len(self.known) > self.profile.remembered:
             self.known.pop(next(iter(self.known)))
+
+    def keep(self, visitor, job):
+        """Keeps a visitor's last comparison, and forgets the oldest ones that are over."""
+        self.jobs.pop(visitor, None)
+        self.looks.pop(visitor, None)
+        over = [each for each, work in self.jobs.items() if work.state != "running"]
+        for old in over[:max(0, len(self.jobs) + 1 - REMEMBERED)]:
+            self.jobs.pop(old, None)
+            self.looks.pop(old, None)
+        self.jobs[visitor] = job
+        return job
 
     def outcome(self, job):
         """Everything at its end: finished, stopped or failed."""
@@ -309,6 +323,9 @@ def waiting(ahead):
 
 
 def refused(refusal, before=""):
+    """What the page is told about a refusal, which is counted and logged."""
+    health.REFUSALS.labels(refusal.field).inc()
+    log.info("Refused: %s.", refusal.field, extra={"event": "refused", "field": refusal.field})
     return {**IDLE, "state": "refused", "field": refusal.field, "sentence": f"{before}{refusal}"}
 
 
