@@ -231,7 +231,7 @@ def last(steps):
     return found
 
 
-@pytest.mark.parametrize("outer, inner", itertools.permutations(METHODS, 2), ids=lambda method: method.KEY)
+@pytest.mark.parametrize("outer, inner", list(itertools.permutations(METHODS, 2)), ids=lambda method: method.KEY)
 def test_leaving_an_inner_method_keeps_the_outer_one_working(tiny_pipe, outer, inner):
     stack = (outer.Knobs(),)
     expected = last(step_by_step(tiny_pipe, stack, context(tiny_pipe)))
