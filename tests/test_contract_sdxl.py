@@ -1,10 +1,13 @@
 """The contract of all methods once more, on SDXL's pipeline at tiny width: two text encoders, size ids, deeper transformers."""
 
 import pytest
+import test_contract
 from conftest import at_home, fit_olss
 from diffusers import DDIMScheduler
 from folders import make
-from test_contract import *  # noqa: F401, F403  its tests and their fixtures, with the pipeline below
+
+globals().update({name: value for name, value in vars(test_contract).items() if name.startswith("test_")})
+pytestmark, alone = test_contract.pytestmark, test_contract.alone  # both with the pipeline below
 
 
 @pytest.fixture(scope="module")
