@@ -11,7 +11,7 @@ import threading
 import unicodedata
 from pathlib import Path
 
-from .checkpoints import MODELS, ROOT, Model
+from .checkpoints import MODELS, ROOT, Model  # noqa: F401  others know them by this module
 
 HASHES = "hashes.json"  # beside the folders that it speaks of: {"model/unet/config.json": sha256, ...}
 SAFE = {".safetensors", ".json", ".txt"}  # everything else in a model's folder is refused

@@ -51,10 +51,10 @@ def sd15():
     return plain(PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=False, **BETAS), network, decoder())
 
 
-def sdxl():
+def sdxl(layers_per_block=2):
     words = parts.tokenizer()
     network = unet((16, 32, 32), (0, 1, 1), cross_attention_dim=64, attention_head_dim=(2, 2, 2),
-                   transformer_layers_per_block=(1, 2, 3), use_linear_projection=True, addition_embed_type="text_time",
+                   layers_per_block=layers_per_block, transformer_layers_per_block=(1, 2, 3), use_linear_projection=True, addition_embed_type="text_time",
                    addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 32)
     scheduler = EulerDiscreteScheduler.from_config(dict(
         EulerDiscreteScheduler(timestep_spacing="leading", **BETAS).config, clip_sample=False, set_alpha_to_one=False))
@@ -88,10 +88,10 @@ MADE = {"sd15": sd15, "dreamshaper8": sd15, "sdxl": sdxl, "sdxs": sdxs, "sdxs-dr
         "sd-turbo": sd_turbo}
 
 
-def make(key):
+def make(key, **more):
     """The pipeline of a key of the table, at tiny width."""
     torch.manual_seed(0)
-    pipe = MADE[key]()
+    pipe = MADE[key](**more)
     pipe.set_progress_bar_config(disable=True)
     for part in filter(lambda part: isinstance(part, torch.nn.Module), pipe.components.values()):
         part.eval().requires_grad_(False)

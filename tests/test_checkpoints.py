@@ -11,7 +11,7 @@ from folders import BETAS, MADE, make, sides
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from fastviz import checkpoints, compare, cost, models
-from fastviz.methods import METHODS, full, tome
+from fastviz.methods import METHODS, full
 from fastviz.models import MODELS, BadModel
 from fastviz.request import BadRequest, Request
 from fastviz.run import encoded, generate, network_inputs, noise
@@ -276,4 +276,3 @@ def checkpoints_table():
 def test_every_revision_is_a_whole_commit_or_none():
     assert all(model.revision == "" or len(model.revision) == 40 for model in MODELS.values())
     assert [key for key, model in MODELS.items() if model.hub and not model.revision] == ["sdxs"]
-    assert tome.KEY in MODELS["sdxs"].methods

@@ -104,6 +104,8 @@ class Ask:
         """The controls' values, as they came from outside, -> a checked Request. BadRequest names the field."""
         told = dict(zip(self.controls, values, strict=True))
         plain = {name: told[name] for name in ("prompt", "seed", "steps", "guidance", "size", "model", "repeats")}
+        if plain["steps"] is None:
+            raise BadRequest("steps", "Steps must be a whole number: the field is empty.")
         return self.profile.check(Request(methods=stacks(told), **plain))
 
     def show(self, request):
