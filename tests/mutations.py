@@ -2,7 +2,7 @@
 
 The chosen ones each name the test that must fail. More are drawn from the syntax trees with a fixed seed: a comparison,
 an operator, a truth value or a number becomes another one, and the tests of that file must fail.
-`make mutations` runs it; it prints a line per mutation and one of JSON last, and is no part of `make test`.
+What is drawn depends on the tree. `make mutations` runs it; it prints a line per mutation and one of JSON last, and is no part of `make test`.
 """
 
 import argparse

@@ -152,3 +152,9 @@ def test_a_look_that_is_stopped_keeps_what_it_has(finished):
     look.watch = lambda i, title, step, steps: look.stop.set() if i == 1 else None
     look.work()
     assert look.state == "stopped" and len(look.views) == 1 and list(look.traces) == [0]
+
+
+def test_progress_is_the_share_of_the_steps_of_all_rows(finished):
+    look = Inside(finished)
+    look.watch(1, "Token merging", 2, 4)
+    assert look.status()["share"] == (1 + 2 / 4) / 4
