@@ -52,6 +52,21 @@ def test_no_cell_begins_when_the_time_is_over(tmp_path, capsys):
     assert lines == 0 and told["left"] == len(CELLS) and set(told["goals"].values()) == {None}
 
 
+def test_a_lost_device_ends_the_call_and_an_ended_call_does_not_begin_the_same_cell_again(tmp_path, capsys, monkeypatch):
+    import torch
+
+    def lost(cell, *told):
+        raise (torch.AcceleratorError("an illegal access", 700) if cell is CELLS[0] else KeyboardInterrupt)
+
+    monkeypatch.setattr(gpu, "measured", lost)
+    _, told, known = run(tmp_path, capsys)
+    assert list(known) == [CELLS[0].key] and told["left"] == len(CELLS) - 1
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, capsys)
+    known = json.loads((tmp_path / "cells.json").read_text())["cells"]
+    assert list(known) == [cell.key for cell in CELLS[:2]] and "did not end" in known[CELLS[1].key]["error"]
+
+
 def test_results_of_another_machine_are_not_mixed_in(tmp_path):
     (tmp_path / "cells.json").write_text(json.dumps({"environment": {"device": "another"}, "cells": {}}))
     with pytest.raises(gpu.BadRequest, match="choose another folder"):

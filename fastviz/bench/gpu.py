@@ -1,11 +1,11 @@
 """Everything at once on a GPU: our methods, peers and one-step models on networks of the real sizes, random weights.
 
-Cells are run in order of importance until the minutes are over; the same command goes on. Seconds are those of the network's
-calls in a whole guided run of one batch (for the one-step models of everything from prompt embedding to decoded pixels):
-each kind of step is timed a few times and counts as often as it occurs, peers run their first steps, scaled. Text encoder,
-scheduler and, but for the one-step models, decoder are left out. "eager" is half precision and nothing else; "expert" adds
-channels_last, fused projections where a method allows them, compiled blocks and CUDA graphs. Peak memory is above the
-weights. A cell that fails is recorded with its sentence; --again tries those once more.
+Cells are run in order of importance until the minutes are over; the same command goes on. Seconds are those of the
+network's calls in a whole guided run of one batch (for the one-step models of everything from prompt embedding to decoded
+pixels): each kind of step is timed a few times and counts as often as it occurs, peers run their first steps, scaled. Text
+encoder, scheduler and, but for the one-step models, decoder are left out; "olss" has its scheduler in. "eager" is half
+precision and nothing else; "expert" adds channels_last, fused projections where a method allows them, compiled blocks and
+CUDA graphs. Peak memory is above the weights. A cell that fails is recorded with its sentence; --again tries it once more.
 """
 
 import argparse
@@ -42,8 +42,8 @@ class Cell:
 
     @property
     def key(self):
-        return ", ".join(map(str, (self.network, f"{self.size} px", self.lane, f"{self.steps} steps", self.attention, self.how,
-                                   f"batch {self.batch or 'most'}")))
+        return ", ".join((self.network, f"{self.size} px", self.lane, f"{self.steps} steps", self.attention, self.how,
+                          f"batch {self.batch or 'most'}"))
 
 
 TOME, STACKED = "tome(ratio=0.6)", "tome(share=true)+attention_reuse(keep=output)"
@@ -63,7 +63,8 @@ def cells():
     found += [Cell(*xl, lane, 10) for lane in (OUTPUT, STACKED, "olss", STACKED + "+atedm")]
     found += [Cell(sd, size, lane) for size in (512, 768, 1024)
               for lane in ("full", "tome", "tome(share=true)", "tomesd 0.5")]
-    found += [Cell(*place, lane, how="expert") for place in (xl, (sd, 1024)) for lane in ("full", STACKED, "tome(share=true)", "atedm")]
+    found += [Cell(*place, lane, how="expert") for place in (xl, (sd, 1024))
+              for lane in ("full", STACKED, "tome(share=true)", "atedm")]
     found += [Cell(*xl, STACKED, 10, how="expert")]
     found += [Cell(sd, size, lane) for size in (512, 768, 1024) for lane in (
         "attention_reuse", OUTPUT, "pyramid broadcast 2", "DeepCache 3")]
@@ -72,19 +73,20 @@ def cells():
               for lane in ("full", TOME, "tomesd 0.6", "attention_reuse")]
     found += [Cell("SDXL", 2048, lane) for lane in ("full", "tome", "atedm", OUTPUT)]
     found += [Cell(name, sizes[name], steps=1, how="expert", batch=0) for name in one]
-    found += [Cell(*place, lane, batch=0) for place in ((sd, 512), xl) for lane in ("full", "tome", "attention_reuse", OUTPUT)]
+    found += [Cell(*place, lane, batch=0) for place in ((sd, 512), xl)
+              for lane in ("full", "tome", "attention_reuse", OUTPUT)]
     found += [Cell(sd, 512, lane, attention="materialised", batch=0) for lane in ("full", TOME, "tomesd 0.6")]
     return list(dict.fromkeys(found))
 
 
 def goals():
-    """[(what, cell above, cell below, "seconds" or "peak")]: ratios of the same run; without a cell below, pictures a second."""
+    """[(what, cell above, cell below, "seconds" or "peak")]: ratios of the same run; with no cell below, pictures a second."""
     xl, sd = ("SDXL", 1024), "SD 1.5"
     found = [(f"{name} images/s", Cell(name, size, steps=1, how="expert"), None, "seconds")
              for name, size in zip(networks.ONE_STEP, (512, 1024))]
     for attention in ("materialised", "fused"):
-        found += [(f"SDXL 1024 px {attention}: full / {lane}", Cell(*xl, attention=attention), Cell(*xl, lane, attention=attention),
-                   "seconds") for lane in ("atedm", "atedm(finest=false)")]
+        found += [(f"SDXL 1024 px {attention}: full / {lane}", Cell(*xl, attention=attention),
+                   Cell(*xl, lane, attention=attention), "seconds") for lane in ("atedm", "atedm(finest=false)")]
     small = Cell(sd, 512, attention="materialised"), Cell(sd, 512, TOME, attention="materialised")
     found += [("SD 1.5 512 px materialised: full / tome 60 %", *small, "seconds"),
               ("SD 1.5 512 px materialised: full / tome 60 %, peak memory", *small, "peak"),
@@ -93,8 +95,9 @@ def goals():
     found += [(f"SD 1.5 {size} px: tomesd / {lane}", Cell(sd, size, "tomesd 0.5"), Cell(sd, size, lane), "seconds")
               for size in (512, 768, 1024) for lane in ("tome", "tome(share=true)")]
     found += [("SD 1.5 512 px: 50 steps / OLSS 10 steps", Cell(sd, 512), Cell(sd, 512, "olss", 10), "seconds")]
-    found += [(f"SDXL 1024 px: 50 steps / {lane}, 10 steps, {how}", Cell(*xl, how=how), Cell(*xl, lane, 10, how=how), "seconds")
-              for lane, how in ((OUTPUT, "eager"), (STACKED, "eager"), (STACKED + "+atedm", "eager"), (STACKED, "expert"))]
+    found += [(f"SDXL 1024 px: 50 steps / {lane}, 10 steps, {how}",
+               Cell(*xl, how=how), Cell(*xl, lane, 10, how=how), "seconds") for lane, how in (
+                   (OUTPUT, "eager"), (STACKED, "eager"), (STACKED + "+atedm", "eager"), (STACKED, "expert"))]
     return found
 
 
@@ -135,8 +138,10 @@ def attempt(cell, *told):
         memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
         text = "Out of memory." if memory else (str(error).strip().splitlines() or [""])[0][:300]
         found = {"error": f"{type(error).__name__}: {text}"}
+        if isinstance(error, torch.AcceleratorError):
+            found["lost"] = True
     gc.collect()
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and "lost" not in found:
         torch.cuda.empty_cache()
     return found | {"took": time.perf_counter() - begun}
 
@@ -174,10 +179,11 @@ def figure(known, path):
 
     bars = []
     for row in known.values():
-        full = known.get(Cell(**{**{name: row[name] for name in Cell.__dataclass_fields__}, "batch": row["asked"], "lane": "full", "steps": 50}).key, {})
-        if row["lane"] != "full" and row.get("seconds") and full.get("images_per_second"):
-            place = f"{row['network']} {row['size']} px, {row['attention']}, {row['how']}, batch {row['batch']}"
-            bars.append((f"{place}: {row['lane']}, {row['steps']} steps", row["images_per_second"] / full["images_per_second"]))
+        alike = {name: row[name] for name in ("network", "size", "attention", "how")}
+        full = known.get(Cell(**alike, batch=row["asked"]).key, {})
+        if row["lane"] != "full" and row.get("seconds") and full.get("seconds"):
+            name = f"{row['network']} {row['size']} px, {row['attention']}, {row['how']}, batch {row['batch']}: {row['lane']}"
+            bars.append((f"{name}, {row['steps']} steps", row["images_per_second"] / full["images_per_second"]))
     if not bars:
         return
     drawn = Figure(figsize=(12, 1 + 0.24 * len(bars)), layout="constrained")
@@ -215,13 +221,20 @@ def main(argv=None, asked=None, configs=networks.CONFIGS, backend="inductor", de
     folder.mkdir(parents=True, exist_ok=True)
     known, asked = load(folder, machine), cells() if asked is None else asked
     todo = [cell for cell in asked if cell.key not in known or args.again and "error" in known[cell.key]]
+
+    def record(cell, told):
+        known[cell.key] = asdict(cell) | {"asked": cell.batch} | told
+        write(folder, {"bench": "gpu", "environment": machine, "cells": known})
+
     for cell in todo:
         if time.monotonic() - begun > 60 * args.minutes:
             break
+        record(cell, {"error": "It was begun and did not end."})  # what stays if the process is ended meanwhile
         told = attempt(cell, known, device, configs, backend, decoder or {})
-        known[cell.key] = asdict(cell) | {"asked": cell.batch} | told
-        write(folder, {"bench": "gpu", "environment": machine, "cells": known})
+        record(cell, told)
         print(f"{cell.key}: " + (told.get("error") or "{seconds:.3f} s, {images_per_second:.3f} images/s".format(**told)), flush=True)
+        if "lost" in told:  # nothing in this process can use the device again
+            break
     left = sum(cell.key not in known for cell in asked)
     figure(known, folder / "cells.png")
     print()

@@ -177,7 +177,7 @@ class Match:
         self.label = "keep"
         if self.name not in self.context.pruned and self.due(step):
             self.label, self.since = "match", step
-            self.order.copy_(torch.from_numpy(self.draw(step)), non_blocking=True)
+            self.order.copy_(torch.from_numpy(self.draw(step)), non_blocking=self.context.device == "cuda")
         return self.label
 
     def make(self, x):
