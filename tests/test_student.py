@@ -81,6 +81,8 @@ def test_other_methods_edit_the_network_that_runs(tiny_pipe, home):
     one, other = (generate(tiny_pipe, REQUEST, stack, 1) for stack in ((BOTH, merge), (merge, BOTH)))
     assert torch.equal(one.latents, other.latents) and not torch.equal(one.latents, drawn(tiny_pipe, BOTH).latents)
     assert set(one.acted) == {"sdxs", "tome"}
+    counts = [cost.total(cost.flops(tiny_pipe, REQUEST, stack, 1)) for stack in ((BOTH, merge), (merge, BOTH), (BOTH,))]
+    assert counts[0] == counts[1] < counts[2]
 
 
 def test_a_traced_run_records_the_students_estimate(tiny_pipe, home):
