@@ -7,7 +7,7 @@ operations and normalisations are not, as everywhere in the field.
 import copy
 import functools
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -130,19 +130,47 @@ def flops(pipe, request, stack, steps):
 
 @torch.no_grad()
 def count(pipe, request, stack, steps):
-    side, pair, mode = request.size // pipe.vae_scale_factor, guided(pipe, request), Flops()
-    latents = torch.empty(1, pipe.unet.config.in_channels, side, side, device="meta")
+    side, mode = request.size // pipe.vae_scale_factor, Flops()
     context = context_of(pipe, request, steps, (side, side))
     with on_meta(pipe) as bare, mode:
-        prompt, negative = bare.encode_prompt(request.prompt, torch.device("meta"), 1, pair)
-        text = mode.total
-        bare.vae.decode(latents)
-        decoder = mode.total - text
-        prompt, latents = (torch.cat([negative, prompt]), torch.cat([latents] * 2)) if pair else (prompt, latents)
+        text, decoder, latents, prompt = ends(bare, request, side, mode)
         with attached(bare, stack, context) as ready:
             labels = with_past(kinds(stack, steps), context.frozen)
             per_step = count_steps(ready.unet, latents, prompt, context, labels, mode)
     return {"text": text, "steps": per_step, "decoder": decoder}
+
+
+def ends(bare, request, side, mode):
+    """FLOP of text encoder and decoder, and what the U-Net is given: latents of side x side and the prompt."""
+    latents, pair = torch.empty(1, bare.unet.config.in_channels, side, side, device="meta"), guided(bare, request)
+    prompt, negative = bare.encode_prompt(request.prompt, torch.device("meta"), 1, pair)
+    text = mode.total
+    bare.vae.decode(latents)
+    decoder = mode.total - text
+    return text, decoder, *((torch.cat([latents] * 2), torch.cat([negative, prompt])) if pair else (latents, prompt))
+
+
+@torch.no_grad()
+def inside(pipe, request, size, names):
+    """FLOP of the full model at `size` px: {"text", "step", "decoder", "inside"}, the last within one step's modules
+    `names` of the U-Net; "" is all of it. Names below another one count once."""
+    side, mode, within = size // pipe.vae_scale_factor, Flops(), [0]
+
+    def counting(forward):
+        def counted(*args, **kwargs):
+            before = mode.total
+            out = forward(*args, **kwargs)
+            within[0] += mode.total - before
+            return out
+        return counted
+
+    outermost = [name for name in names if not any(name != other and f"{name}.".startswith(f"{other}.") for other in names)]
+    with lock, on_meta(pipe) as bare, mode, ExitStack() as exits:
+        text, decoder, latents, prompt = ends(bare, request, side, mode)
+        for module in map(bare.unet.get_submodule, outermost):
+            exits.enter_context(replaced(module, forward=counting(module.forward)))
+        step = count_steps(bare.unet, latents, prompt, context_of(pipe, request, 1, (side, side)), ["full"], mode)[0]
+    return {"text": text, "step": step, "decoder": decoder, "inside": within[0]}
 
 
 def count_steps(unet, latents, prompt, context, labels, mode):

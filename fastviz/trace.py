@@ -59,6 +59,7 @@ class Context:
     acted: method key -> set of (layer name, step) at which the method changed something.
     kept_bytes: method key -> bytes that the method keeps from step to step.
     trace: where to record, or None in a timed run.
+    ranges: whether a profiler watches, see ranges.py.
     """
     steps: int
     seed: int = 0
@@ -72,3 +73,4 @@ class Context:
     acted: dict = field(default_factory=lambda: defaultdict(set))
     kept_bytes: dict = field(default_factory=dict)
     trace: Trace | None = None
+    ranges: bool = False

@@ -15,10 +15,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 APART = ("stickers", "bench", "search", "fit")  # how the model is made, benchmarks, searches and fits: not part of the app
 
 # What each part may import, besides its own folder. A method is known from outside only by its module's contract.
-BASE = {"knobs", "patch", "trace", "fitted"}
+BASE = {"knobs", "patch", "ranges", "trace", "fitted"}
 MODELS = BASE | {"methods", "models", "request"}
 ARROWS = {
-    "knobs": set(), "patch": set(), "trace": set(), "fitted": set(), "judge": set(), "models": {"judge"},
+    "knobs": set(), "patch": set(), "ranges": {"patch"}, "trace": set(), "fitted": set(), "judge": set(), "models": {"judge"},
     "gwpr": set(), "schedulers": set(), "methods": BASE | {"gwpr", "schedulers"},
     "request": BASE | {"methods", "models"},
     "profile": {"models", "request"},

@@ -9,6 +9,7 @@ A method is a module with
     plan(knobs, steps)          optional, of a scheduler: how many sampling steps it takes when the request asks for `steps`
     kinds(knobs, steps)         optional: one label per sampling step; steps of equal labels do equal work, and cost.py
                                 executes only the first of each. Without it, all are executed.
+    touched(unet, grid, knobs)  of a patch: names of the U-Net's modules in which it can save work
 """
 
 from contextlib import ExitStack, contextmanager
