@@ -1,4 +1,4 @@
-"""Command line: compare, doctor, fetch, fit, bench, search. Results go to stdout, JSON line last; the rest to stderr."""
+"""Command line: compare, explain, doctor, fetch, fit, bench, search. Results go to stdout, JSON line last; the rest to stderr."""
 
 import argparse
 import json
@@ -11,15 +11,12 @@ NUMBERS = {"seed": "0 to 4294967295", "steps": "sampling steps of the full model
 def arguments():
     parser = argparse.ArgumentParser(prog="python -m fastviz", description="See how diffusion models are made fast.")
     commands = parser.add_subparsers(dest="command", required=True)
-    compare = commands.add_parser("compare", help="run the full model and its accelerated variants on one prompt")
-    compare.add_argument("prompt")
-    for name, says in NUMBERS.items():
-        compare.add_argument(f"--{name}", help=says)
-    compare.add_argument("--model", help="a key of the table of models")
-    compare.add_argument("--methods", help="rows, such as full,tome(ratio=0.4),tome+attention_reuse,few_step(match=tome)")
+    compare = asking(commands, "compare", "run the full model and its accelerated variants on one prompt")
     compare.add_argument("--out", help="folder for pictures, run.json, table.csv and figure.png")
     compare.add_argument("--records", action="store_true",
                          help="run each row once more and keep what happens inside: one .npz per row in --out")
+    explain = asking(commands, "explain", "why is it not faster? where each row's time goes, and what its methods can touch")
+    explain.add_argument("--out", help="folder for explain.json and explain.png")
     commands.add_parser("doctor", help="what runs here, and what to do about what does not")
     fetch = commands.add_parser("fetch", help="bring what is not shipped")
     fetch.add_argument("what", choices=["lpips"], help="the ImageNet backbone of LPIPS")
@@ -30,6 +27,17 @@ def arguments():
     bench.add_argument("which", choices=["local", "flops", "claims", "blocks", "olss"])
     search = commands.add_parser("search", help="search a schedule on this model, or see why one is good", add_help=False)
     search.add_argument("which", choices=["reuse", "one-reuse"])
+    return parser
+
+
+def asking(commands, name, says):
+    """A command that takes what a Request holds."""
+    parser = commands.add_parser(name, help=says)
+    parser.add_argument("prompt")
+    for number, tells in NUMBERS.items():
+        parser.add_argument(f"--{number}", help=tells)
+    parser.add_argument("--model", help="a key of the table of models")
+    parser.add_argument("--methods", help="rows, such as full,tome(ratio=0.4),tome+attention_reuse,few_step(match=tome)")
     return parser
 
 
@@ -119,6 +127,38 @@ def record(request, rows, folder):
         (folder / "inside.png").write_bytes(views.png(views.saved(runs, rows[0].flops_per_step)))
 
 
+def run_explain(args):
+    request = request_of(args)
+    from pathlib import Path
+
+    from . import models, store, views
+    from .compare import compare, environment, final
+    from .explore import explain
+    from .explore.classes import CLASSES
+
+    hint(request)
+    rows = final(compare(request, on_progress=show))
+    found = []
+    for told in explain.explain(request, rows):
+        print(f"{told.title}: profiled", file=sys.stderr)
+        found.append(told)
+    print(explain.table(found))
+    for told in found:
+        print(f"{told.stack}: {explain.verdict(told)}")
+    for row in (row for row in rows if row.error):
+        print(f"{row.stack}: {row.error}")
+    line = {"command": "explain", "recipe": store.recipe(request), "environment": environment(models.load(request.model)),
+            "rows": [explain.plain(told) for told in found]}
+    if args.out:
+        folder = Path(args.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "explain.json").write_text(json.dumps(line, indent=1, allow_nan=False) + "\n")
+        (folder / "explain.png").write_bytes(views.png(views.breakdown(found, CLASSES)))
+        print(f"Written to {folder}.")
+    print(json.dumps(line, allow_nan=False))
+    return 1 if any(each.error for each in [*rows, *found]) else 0
+
+
 def run_doctor(args):
     from . import doctor
 
@@ -165,7 +205,7 @@ def main(argv=None):
     try:
         if args.command in apart:
             return apart[args.command](args, rest)
-        return {"compare": run_compare, "doctor": run_doctor, "fetch": run_fetch}[args.command](args)
+        return {"compare": run_compare, "explain": run_explain, "doctor": run_doctor, "fetch": run_fetch}[args.command](args)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130

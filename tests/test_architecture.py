@@ -26,9 +26,10 @@ ARROWS = {
     "run": MODELS | {"lens"}, "cost": MODELS | {"run"}, "metrics": {"judge", "models"},
     "compare": MODELS | {"run", "cost", "metrics"},
     "store": MODELS | {"run", "compare", "views"},
+    "explore": MODELS | {"run", "cost", "metrics", "compare", "store", "views"},
     "views": {"trace"},
     "doctor": MODELS | {"judge", "metrics", "run", "compare"},
-    "ui": MODELS | {"compare", "profile", "run", "store", "views"},
+    "ui": MODELS | {"compare", "explore", "profile", "run", "store", "views"},
     "": MODELS | {"compare", "metrics", "run"},
 }
 

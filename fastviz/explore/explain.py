@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # it tells every start and stop, and that there is no GPU
 
-import torch  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 from .. import cost, models  # noqa: E402
@@ -205,8 +204,24 @@ def fill(told, pipe, request, row, full, on_step, stop):
 
 
 def plain(told):
-    """A Breakdown as values that json writes."""
-    return vars(told) | {"bound": None if told.bound == float("inf") else told.bound}
+    """A Breakdown as values that json writes; a bound without end is None."""
+    return vars(told) | {"bound": None if told.bound == float("inf") else told.bound, "verdict": verdict(told)}
+
+
+def table(told):
+    """Breakdowns as text: one line per class of work with a column per row, then what each row can touch."""
+    shown = [each for each in told if not each.error]
+    kinds = [kind for kind in CLASSES if any(each.seconds[kind] for each in shown)]
+    lines = [["share of its time", *(each.stack for each in shown)]]
+    lines += [[CLASSES[kind], *(f"{each.seconds[kind] / sum(each.seconds.values()):.1%}" for each in shown)] for kind in kinds]
+    lines += [["seconds", *(f"{sum(each.seconds.values()):.3f}" for each in shown)],
+              ["times as fast", *("-" if each.speedup is None else f"{each.speedup:.2f}" for each in shown)],
+              ["touches, of full's time", *("-" if each.touched is None else f"{each.touched:.1%}" for each in shown)],
+              ["times as fast at best", *("-" if each.bound is None else f"{each.bound:.2f}" for each in shown)]]
+    lines += [[f"touches, FLOPs, {size} px", *(f"{each.growth[size]:.1%}" if each.growth else "-" for each in shown)] for size in SIZES]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths)))
+                     for line in lines)
 
 
 def verdict(told):
@@ -219,9 +234,7 @@ def verdict(told):
         return f"Most of the time goes into: {CLASSES[kind].lower()}, {told.seconds[kind] / whole:.0%}."
     best = f"{told.bound:.2f} times as fast at best" if told.bound < 1000 else "nothing would be left at best"
     got = f"it is {told.speedup:.2f} times as fast" if told.speedup else "it was not applied"
+    if told.bound and told.speedup and told.speedup > told.bound:
+        got += ", more than that, so these times vary: time more runs"
     own = f", and {told.seconds['own'] / whole:.0%} of its time is its own work" if told.seconds["own"] else ""
     return f"It touches {told.touched:.0%} of the full model's time: {best}. Here {got}{own}."
-
-
-def environment_note():
-    return f"Shares from a profiled run (torch {torch.__version__.partition('+')[0]}), on times measured without a profiler."
