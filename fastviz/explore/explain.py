@@ -205,7 +205,8 @@ def fill(told, pipe, request, row, full, on_step, stop):
 
 def plain(told):
     """A Breakdown as values that json writes; a bound without end is None."""
-    return vars(told) | {"bound": None if told.bound == float("inf") else told.bound, "verdict": verdict(told)}
+    return vars(told) | {"bound": None if told.bound == float("inf") else told.bound, "verdict": verdict(told),
+                        "growth": {str(size): share for size, share in told.growth.items()}}
 
 
 def table(told):

@@ -10,12 +10,13 @@ from ..request import PROMPT_LENGTH, BadRequest, Request
 from .ask import CHOSEN, Ask
 from .inside import Inside
 from .job import GONE, LOST, Job
+from .why import Why
 
 EXAMPLES = ("a big lemon in the ocean", "an owl at night", "a panda under the sea", "a cactus and a donut in a meadow")
 PRIVATE = dict(api_visibility="private", show_progress="hidden")
 PIPELINE = dict(concurrency_id="pipeline", concurrency_limit=1)
-FREE = gr.Button(interactive=True), gr.Button(interactive=False)  # Run and Stop
-BUSY = gr.Button(interactive=False), gr.Button(interactive=True)
+ON, OFF = gr.Button(interactive=True), gr.Button(interactive=False)
+FREE, BUSY = (ON, OFF), (OFF, ON)  # Run and Stop
 IDLE = {"state": "idle", "sentence": "", "share": None, "left": "", "row": None}
 DRAW = "const draw = () => fastviz.%s(element, props.value, trigger, props); watch('value', draw); draw();"
 
@@ -27,11 +28,12 @@ def view(name, value=None, **options):
 
 
 class Page:
-    """One page's parts, jobs and handlers. jobs: the last comparison of every open tab, by its session; looks: the look
-    inside that comparison, where there was one."""
+    """One page's parts, jobs and handlers. By the session of every open tab, jobs: its last comparison; looks: the look
+    inside it, where there was one; works: what was begun last. ends: kind of work -> what it leaves on the page."""
 
     def __init__(self, profile):
-        self.profile, self.ask, self.jobs, self.looks = profile, Ask(profile), {}, {}
+        self.profile, self.ask, self.jobs, self.looks, self.works = profile, Ask(profile), {}, {}, {}
+        self.ends = {Job: self.outcome, Inside: self.looked, Why: self.found}
         with gr.Blocks(title="fastviz", analytics_enabled=False, fill_width=True) as self.blocks:
             self.header()
             with gr.Row(elem_id="page", equal_height=False):
@@ -82,30 +84,34 @@ class Page:
                 with gr.Row(elem_id="records"):
                     self.animate = gr.Button("Make an animation", elem_id="animate", size="sm")
                     self.records = gr.Files(label="Records and animations to download", interactive=False, elem_id="files")
+            with gr.Tab("Why?", id="reasons"):
+                self.why = view("why", None)
+                self.find = gr.Button("Find out why", elem_id="find", interactive=False)
 
     # What happens
 
     def wire(self):
         controls, start = list(self.ask.controls.values()), [self.run.click, self.ask.controls["prompt"].submit]
-        shown = [self.status, self.board, self.run, self.stop, self.download, self.inside, self.look]
+        shown = [self.status, self.board, self.run, self.stop, self.download, self.inside, self.look, self.why, self.find]
         options = dict(inputs=controls, outputs=shown, preprocess=False, show_progress="minimal",
                        show_progress_on=self.status, api_visibility="private", **PIPELINE)
         gr.on(start, fn=None, js="() => fastviz.begin()", outputs=[self.status, self.stop], **PRIVATE)
-        self.look.click(fn=None, js="() => fastviz.begin()", outputs=[self.status, self.stop], **PRIVATE)
+        gr.on([self.look.click, self.find.click], fn=None, js="() => fastviz.begin()", outputs=[self.status, self.stop], **PRIVATE)
         picked = self.examples.click(
             lambda sample: (sample[0], {**IDLE, "state": "waiting"}, gr.Button(interactive=True)),
             self.examples, [self.ask.controls["prompt"], self.status, self.stop], queue=False, **PRIVATE)
         runs = [gr.on(start, self.compare, api_name="run", **options),
                 picked.then(self.compare, api_name="run_example", **options)]
-        looks = self.look.click(self.look_inside, None, [*shown, self.records], show_progress="minimal", show_progress_on=self.status,
-                                api_visibility="private", **PIPELINE)
+        after = dict(inputs=None, outputs=[*shown, self.records], show_progress="minimal", show_progress_on=self.status,
+                     api_visibility="private", **PIPELINE)
+        runs += [self.look.click(self.look_inside, **after), self.find.click(self.find_out, **after)]
         self.wanted.submit(self.overlays, self.wanted, self.overlay, preprocess=False, concurrency_limit=1,
                            trigger_mode="always_last", **PRIVATE)
         self.animate.click(self.animation, self.wanted, self.records, preprocess=False, **PRIVATE, **PIPELINE)
-        for event in (*runs, looks):
+        for event in runs:
             event.failure(fn=None, js="() => fastviz.refused()", outputs=[self.status, self.run, self.stop], **PRIVATE)
         self.stop.click(fn=None, js="() => fastviz.stop()", **PRIVATE)
-        self.stop.click(self.stopped, None, [*shown, self.records], cancels=[*runs, looks], queue=False, **PRIVATE)
+        self.stop.click(self.stopped, None, [*shown, self.records], cancels=runs, queue=False, **PRIVATE)
         self.dice.click(fn=None, js="() => Math.floor(Math.random() * 2 ** 32)", outputs=self.ask.controls["seed"], **PRIVATE)
         self.link.click(fn=None, js="() => fastviz.copy_link()", **PRIVATE)
         spoken = [self.ask.controls[name] for name in ("model", "prompt")]
@@ -123,49 +129,70 @@ class Page:
             wanted = self.ask.request(values)
             able()
         except BadRequest as refusal:
-            yield refused(refusal), *[gr.skip()] * 6
+            yield {self.status: refused(refusal)}
             return
         self.jobs[request.session_hash] = job = Job(wanted)
         self.looks.pop(request.session_hash, None)
+        yield from self.follow(request, job, self.board, {self.inside: None, self.why: None, self.look: OFF, self.find: OFF})
+
+    def follow(self, request, work, place, first):
+        """Does a piece of work and shows it as it goes, its board in `place`. first: what changes when it begins."""
+        self.works[request.session_hash] = work
+        first = first | {self.run: BUSY[0], self.stop: BUSY[1]}
         try:
-            rest = *BUSY, gr.skip(), None, gr.Button(interactive=False)
-            for fresh in job.changes():  # what is new travels, and only that: all else would slow what is being timed
-                yield job.status(), job.board() if fresh else gr.skip(), *rest
-                rest = [gr.skip()] * 5
-            yield self.outcome(job)
-            job.told = True
+            for fresh in work.changes():  # what is new travels, and only that: all else would slow what is being timed
+                yield {self.status: work.status()} | ({place: work.board()} if fresh else {}) | first
+                first = {}
+            yield self.ended(work)
+            work.told = True
         finally:
-            job.end()
+            work.end()
+
+    def ended(self, work):
+        """Everything at the end of a piece of work: finished, stopped or failed."""
+        return {self.run: FREE[0], self.stop: FREE[1]} | self.ends[type(work)](work)
 
     def outcome(self, job):
-        """Everything at its end: finished, stopped or failed."""
+        """What a comparison leaves."""
         path, fault = job.pack()
         status = job.status()
         status["sentence"] = f"{status['sentence']} {fault}".strip()
-        seen = any(row.image is not None for row in job.rows.values())
-        return (status, job.board(), *FREE, gr.DownloadButton(value=path, interactive=path is not None), gr.skip(),
-                gr.Button(interactive=seen))
+        seen = gr.Button(interactive=any(row.image is not None for row in job.rows.values()))
+        return {self.status: status, self.board: job.board(), self.look: seen, self.find: seen,
+                self.download: gr.DownloadButton(value=path, interactive=path is not None)}
+
+    def further(self, request):
+        """The comparison that something more is asked about, or None and what to say instead."""
+        job = self.jobs.get(request.session_hash)
+        if job is None or job.state == "running" or LOST.is_set():
+            return None, {self.status: {**IDLE, "state": "failed", "sentence": GONE if LOST.is_set() else "Run a comparison first."},
+                          self.run: FREE[0], self.stop: FREE[1]}
+        return job, {}
 
     def look_inside(self, request: gr.Request):
         """Runs the rows of the last comparison once more, recording, and shows what was recorded as it comes."""
-        job = self.jobs.get(request.session_hash)
-        if job is None or job.state == "running" or LOST.is_set():
-            yield {**IDLE, "state": "failed", "sentence": GONE if LOST.is_set() else "Run a comparison first."}, gr.skip(), *FREE, *[gr.skip()] * 4
+        job, instead = self.further(request)
+        if job is None:
+            yield instead
             return
         self.looks[request.session_hash] = look = Inside(job)
-        try:
-            rest, button, files = (*BUSY, gr.skip()), gr.Button(interactive=False), None
-            for fresh in look.changes():
-                yield look.status(), gr.skip(), *rest, look.board() if fresh else gr.skip(), button, files
-                rest, button, files = [gr.skip()] * 3, gr.skip(), gr.skip()
-            yield self.looked(look)
-            look.told = True
-        finally:
-            look.end()
+        yield from self.follow(request, look, self.inside, {self.look: OFF, self.records: None})
 
     def looked(self, look):
-        """Everything at the end of a look inside."""
-        return look.status(), gr.skip(), *FREE, gr.skip(), look.board(), gr.Button(interactive=True), look.files()
+        """What a look inside leaves."""
+        return {self.status: look.status(), self.inside: look.board(), self.look: ON, self.records: look.files()}
+
+    def find_out(self, request: gr.Request):
+        """Runs the rows of the last comparison once more with a profiler and shows where their time goes."""
+        job, instead = self.further(request)
+        if job is None:
+            yield instead
+            return
+        yield from self.follow(request, Why(job), self.why, {self.find: OFF})
+
+    def found(self, why):
+        """What a search for reasons leaves."""
+        return {self.status: why.status(), self.why: why.board(), self.find: ON}
 
     def overlays(self, wanted, request: gr.Request):
         """What is laid over the pictures for the block, word or point that was chosen."""
@@ -188,19 +215,19 @@ class Page:
 
     def stopped(self, request: gr.Request):
         """After a press on Stop: the work is ended, what is finished stays; or the place in the queue is given up."""
-        job, look = self.jobs.get(request.session_hash), self.looks.get(request.session_hash)
-        work = job if look is None or look.told else look
+        work = self.works.get(request.session_hash)
         if work is None or work.told:
-            return {**IDLE, "sentence": "You left the queue."}, gr.skip(), *FREE, *[gr.skip()] * 4
+            return {self.status: {**IDLE, "sentence": "You left the queue."}, self.run: FREE[0], self.stop: FREE[1]}
         work.end()
         work.told = True
-        return (*self.outcome(work), gr.skip()) if work is job else self.looked(work)
+        return self.ended(work)
 
     def leave(self, request: gr.Request):
         """A closed tab ends its work and takes its pictures with it."""
-        for work in (self.jobs.pop(request.session_hash, None), self.looks.pop(request.session_hash, None)):
-            if work:
-                work.end()
+        if work := self.works.pop(request.session_hash, None):
+            work.end()
+        for kept in (self.jobs, self.looks):
+            kept.pop(request.session_hash, None)
 
     def notices(self, model, prompt):
         """What the model will not understand, told before the run."""
