@@ -14,7 +14,9 @@ PATH = Path(__file__).parents[1] / "spaces_config.yaml"
 @dataclass(frozen=True)
 class Profile:
     """models: keys offered; max_*: upper bounds of one request; queue: visitors that may wait; address: where the server
-    listens; temp_megabytes, temp_minutes: bounds of the temp folder; example: what the page shows at first."""
+    listens; temp_megabytes, temp_minutes: bounds of the temp folder; history_megabytes: what kept runs may take, 0 keeps
+    none; history_shared: whether everybody sees everybody's; sweep_cells: pictures of one sweep, 0 offers none; example:
+    what the page shows at first."""
     models: tuple
     max_steps: int
     max_rows: int
@@ -23,6 +25,9 @@ class Profile:
     address: str
     temp_megabytes: int
     temp_minutes: int
+    history_megabytes: int
+    history_shared: bool
+    sweep_cells: int
     example: dict
 
     def check(self, request):
