@@ -1,5 +1,7 @@
 """Every run kept: what was asked and what came out in SQLite, its files beside it, within a budget; the oldest go first."""
 
+import base64
+import io
 import json
 import os
 import shutil
@@ -14,6 +16,7 @@ from ..request import BadRequest, methods_text
 from ..store import files, load, recipe
 
 LIMIT = 2048  # MiB, of the command line's history
+THUMB = 112  # px
 SHOWN = 100  # runs that a search gives, at most
 STALE = 3600  # seconds after which what a killed process left behind is thrown away
 COMPARISON, SWEEP = "comparison", "sweep"
@@ -65,18 +68,17 @@ class History:
     def keep(self, owner, request, rows, environment, found=None):
         """Keeps a comparison -> its id. found: its files as store.files gives them, made here where they are missing."""
         found = files(request, rows, environment) if found is None else found
-        id, size = uuid.uuid4().hex, sum(map(len, found.values()))
-        place = self.folder / "runs" / id
-        part = place.with_suffix(".part")
-        part.mkdir()
-        try:
-            for name, data in found.items():
-                (part / name).write_bytes(data)
-            part.replace(place)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
         told = {"recipe": recipe(request), "environment": environment, "rows": [brief(row) for row in rows]}
-        self.enter(id, owner, COMPARISON, request, methods_text(request.methods), environment, told, size)
+        id = uuid.uuid4().hex
+        place = self.folder / "runs" / id
+        try:
+            place.mkdir()
+            for name, data in found.items():
+                (place / name).write_bytes(data)
+            self.enter(id, owner, COMPARISON, request, methods_text(request.methods), environment, told, sum(map(len, found.values())))
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
         return id
 
     def enter(self, id, owner, kind, request, methods, environment, told, size):
@@ -115,8 +117,12 @@ class History:
             asked &= self.Run.words.contains(word)
         with self.base.connection_context():
             found = list(self.Run.select().where(asked).order_by(self.Run.made.desc()).limit(SHOWN))
-        return [{"id": run.id, "kind": run.kind, "made": run.made, "prompt": run.prompt, "device": run.device, "bytes": run.bytes,
-                 **json.loads(run.told)} for run in found]
+        return [self.plain(run) for run in found]
+
+    @staticmethod
+    def plain(run):
+        """A Run as plain values, with what was told of it."""
+        return {name: getattr(run, name) for name in ("id", "kind", "made", "prompt", "device", "bytes")} | json.loads(run.told)
 
     def delete(self, owner, id):
         """Deletes a run and its files. BadRequest as of `entry`."""
@@ -140,14 +146,15 @@ class History:
         return self.folder / "cells" / f"{key}.png"
 
     def finish(self, key, told, image):
-        """Keeps a finished cell: its picture first, so that a cell that is there is whole."""
-        path = self.picture_of(key)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        image.save(part, "PNG")
-        part.replace(path)
+        """Keeps a finished cell: its picture first, so that a cell that is there is whole. image: None for one that failed."""
+        path, size = self.picture_of(key), 0
+        if image is not None:
+            part = path.with_suffix(f".{os.getpid()}.part")
+            image.save(part, "PNG")
+            size = part.stat().st_size
+            part.replace(path)
         with self.base.connection_context():
-            self.Cell.insert(key=key, made=time.time(), told=json.dumps(told, allow_nan=False),
-                             bytes=path.stat().st_size).on_conflict_replace().execute()
+            self.Cell.insert(key=key, made=time.time(), told=json.dumps(told, allow_nan=False), bytes=size).on_conflict_replace().execute()
 
     # The budget
 
@@ -184,4 +191,11 @@ def brief(row):
     """A Row in the list of runs."""
     lpips = row.metrics.get("lpips")
     return {"stack": row.stack, "title": row.title, "seconds": row.seconds, "error": row.error,
-            "lpips": lpips if isinstance(lpips, float) else None}
+            "lpips": lpips if isinstance(lpips, float) else None, "thumb": row.image and thumb(row.image)}
+
+
+def thumb(image):
+    """A small copy of a picture as a data URI."""
+    file = io.BytesIO()
+    image.resize((THUMB, THUMB)).save(file, "WEBP", quality=75)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()

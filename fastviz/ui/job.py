@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from ..models import BadModel, load
-from ..store import archive, query, recipe
+from ..store import files, query, recipe, zipped
 from .board import shown, span, waiting, where
 
 log = logging.getLogger(__name__)
@@ -67,13 +67,14 @@ class Work:
 
 
 class Job(Work):
-    """A request's comparison. rows: the last Row per index; views: what the page shows of each."""
+    """A request's comparison. rows: the last Row per index; views: what the page shows of each; files: as store.files
+    gives them, once packed."""
 
     def __init__(self, request):
         super().__init__("comparison")
         self.request, self.recipe, self.query = request, recipe(request), query(request)
         self.views = [waiting(i, stack) for i, stack in enumerate(request.methods)]
-        self.rows, self.progress, self.environment = {}, None, {}
+        self.rows, self.progress, self.environment, self.files = {}, None, {}, {}
 
     def compute(self):
         from ..compare import compare, environment
@@ -118,7 +119,8 @@ class Job(Work):
         try:
             folder = tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])
             path = Path(folder, f"fastviz-seed-{self.request.seed}.zip")
-            path.write_bytes(archive(self.request, rows, self.environment))
+            self.files = files(self.request, rows, self.environment)
+            path.write_bytes(zipped(self.files))
             return str(path), ""
         except Exception as error:  # the pictures on the page must outlive whatever goes wrong with their copy
             log.exception("The archive could not be written.")

@@ -1,17 +1,21 @@
 """The page: the controls on one side, what came of them on the other, and what happens when."""
 
 import json
+import logging
 
 import gradio as gr
 
 from .. import store
+from ..explore.history import History, home
 from ..models import MODELS, prompt_cut, unknown_words
 from ..request import PROMPT_LENGTH, BadRequest, Request
 from .ask import CHOSEN, Ask
 from .inside import Inside
 from .job import GONE, LOST, Job
+from .shelf import Shelf
 from .why import Why
 
+log = logging.getLogger(__name__)
 EXAMPLES = ("a big lemon in the ocean", "an owl at night", "a panda under the sea", "a cactus and a donut in a meadow")
 PRIVATE = dict(api_visibility="private", show_progress="hidden")
 PIPELINE = dict(concurrency_id="pipeline", concurrency_limit=1)
@@ -34,6 +38,7 @@ class Page:
     def __init__(self, profile):
         self.profile, self.ask, self.jobs, self.looks, self.works = profile, Ask(profile), {}, {}, {}
         self.ends = {Job: self.outcome, Inside: self.looked, Why: self.found}
+        self.shelf = Shelf(History(home(), profile.history_megabytes), profile.history_shared) if profile.history_megabytes else None
         with gr.Blocks(title="fastviz", analytics_enabled=False, fill_width=True) as self.blocks:
             self.header()
             with gr.Row(elem_id="page", equal_height=False):
@@ -70,11 +75,13 @@ class Page:
 
     def answering(self):
         self.status = view("status", IDLE)
+        if self.shelf:
+            self.wish, self.token = view("wish", None), view("token", None)
         with gr.Row(elem_id="after"):
             self.download = gr.DownloadButton("Download all (zip)", interactive=False, elem_id="download", size="sm")
             self.link = gr.Button("Copy link", elem_id="link", size="sm")
             self.drop = view("drop", None)
-        with gr.Tabs(elem_id="tabs"):
+        with gr.Tabs(elem_id="tabs") as self.tabs:
             with gr.Tab("Pictures", id="pictures"):
                 self.board = view("board", None)
             with gr.Tab("Inside", id="inside"):
@@ -87,12 +94,16 @@ class Page:
             with gr.Tab("Why?", id="reasons"):
                 self.why = view("why", None)
                 self.find = gr.Button("Find out why", elem_id="find", interactive=False)
+            if self.shelf:
+                with gr.Tab("History", id="history"):
+                    self.history = view("history", None)
 
     # What happens
 
     def wire(self):
         controls, start = list(self.ask.controls.values()), [self.run.click, self.ask.controls["prompt"].submit]
         shown = [self.status, self.board, self.run, self.stop, self.download, self.inside, self.look, self.why, self.find]
+        shown += [self.history] if self.shelf else []
         options = dict(inputs=controls, outputs=shown, preprocess=False, show_progress="minimal",
                        show_progress_on=self.status, api_visibility="private", **PIPELINE)
         gr.on(start, fn=None, js="() => fastviz.begin()", outputs=[self.status, self.stop], **PRIVATE)
@@ -121,6 +132,10 @@ class Page:
                          **PRIVATE)
         self.blocks.load(self.from_link, None, [self.status, *controls], queue=False, **PRIVATE)
         self.blocks.unload(self.leave)
+        if self.shelf:
+            self.blocks.load(self.arrive, self.token, self.history, js="() => fastviz.visitor()", preprocess=False, queue=False, **PRIVATE)
+            self.wish.submit(self.recall, self.wish, [*shown, self.tabs, *controls], preprocess=False, queue=False,
+                             trigger_mode="always_last", **PRIVATE)
         gr.api(self.api, api_name="compare", **PIPELINE)
 
     def compare(self, request: gr.Request, *values):
@@ -143,14 +158,26 @@ class Page:
             for fresh in work.changes():  # what is new travels, and only that: all else would slow what is being timed
                 yield {self.status: work.status()} | ({place: work.board()} if fresh else {}) | first
                 first = {}
-            yield self.ended(work)
+            yield self.ended(work, request)
             work.told = True
         finally:
             work.end()
 
-    def ended(self, work):
+    def ended(self, work, request):
         """Everything at the end of a piece of work: finished, stopped or failed."""
-        return {self.run: FREE[0], self.stop: FREE[1]} | self.ends[type(work)](work)
+        found = {self.run: FREE[0], self.stop: FREE[1]} | self.ends[type(work)](work)
+        if isinstance(work, Job) and self.shelf and work.files:
+            found |= self.kept(work, request.session_hash, found[self.status])
+        return found
+
+    def kept(self, job, session, status):
+        """The history after a comparison was added to it, which must not fail with it."""
+        try:
+            self.shelf.keep(session, job)
+            return {self.history: self.shelf.listed(session)}
+        except Exception:
+            log.exception("A run could not be kept.")
+            return {self.status: status | {"sentence": f"{status['sentence']} It is not in the history: the server's log says why."}}
 
     def outcome(self, job):
         """What a comparison leaves."""
@@ -220,14 +247,39 @@ class Page:
             return {self.status: {**IDLE, "sentence": "You left the queue."}, self.run: FREE[0], self.stop: FREE[1]}
         work.end()
         work.told = True
-        return self.ended(work)
+        return self.ended(work, request)
 
     def leave(self, request: gr.Request):
         """A closed tab ends its work and takes its pictures with it."""
         if work := self.works.pop(request.session_hash, None):
             work.end()
-        for kept in (self.jobs, self.looks):
+        for kept in (self.jobs, self.looks, self.shelf.owners if self.shelf else {}):
             kept.pop(request.session_hash, None)
+
+    def arrive(self, token, request: gr.Request):
+        """A visitor makes himself known, and sees his runs."""
+        return self.shelf.arrive(request.session_hash, token)
+
+    def recall(self, wish, request: gr.Request):
+        """What a visitor wishes of the history: search, open, delete, lay two side by side."""
+        session = request.session_hash
+        wish = wish if isinstance(wish, dict) else {}
+        try:
+            return self.opened(session, wish) if wish.get("do") == "open" else {self.history: self.shelf.granted(session, wish)}
+        except BadRequest as refusal:
+            return {self.history: self.shelf.listed(session, wish.get("text", ""), sentence=str(refusal))}
+
+    def opened(self, session, wish):
+        """A kept comparison on the page again: pictures, numbers and controls."""
+        if (work := self.works.get(session)) and work.state == "running":
+            raise BadRequest("history", "Something is running: wait for its end, or stop it first.")
+        job = self.jobs[session] = self.shelf.opened(session, wish)
+        self.looks.pop(session, None)
+        controls = dict(zip(self.ask.controls.values(), self.ask.values(job.request), strict=True))
+        return controls | {
+            self.status: {**IDLE, "state": "restored", "sentence": "Opened from the history."}, self.board: job.board(), self.run: ON,
+            self.inside: None, self.why: None, self.look: ON, self.find: ON, self.tabs: gr.Tabs(selected="pictures"),
+            self.download: gr.DownloadButton(value=None, interactive=False)}
 
     def notices(self, model, prompt):
         """What the model will not understand, told before the run."""

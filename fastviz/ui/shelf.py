@@ -1,0 +1,73 @@
+"""The history on the page: whose runs a tab sees, what it wishes, and a kept comparison opened again."""
+
+import hashlib
+import re
+
+from ..request import BadRequest
+from .job import Job
+
+TOKEN = re.compile(r"[0-9a-f]{32}")  # what a visitor's browser made up and keeps
+THUMBS = 4  # pictures of a run in the list
+
+
+def owner_of(token):
+    """The owner under which a visitor's runs are kept, or None for what is no token. The history never holds the token."""
+    known = isinstance(token, str) and TOKEN.fullmatch(token)
+    return hashlib.sha256(token.encode()).hexdigest() if known else None
+
+
+class Opened(Job):
+    """A comparison from the history: finished, with its pictures and numbers."""
+
+    def __init__(self, request, rows, environment):
+        super().__init__(request)
+        for row in rows:
+            self.take(row)
+        self.environment, self.told = environment, True
+        self.state = "finished" if len(rows) == len(request.methods) else "stopped"
+
+
+class Shelf:
+    """What one installation's page shows of the History. shared: everybody sees everybody's."""
+
+    def __init__(self, history, shared):
+        self.history, self.shared, self.owners = history, shared, {}
+
+    def arrive(self, session, token):
+        """From now on `session` is the visitor with this token."""
+        if owner := owner_of(token):
+            self.owners[session] = owner
+        return self.listed(session)
+
+    def sees(self, session):
+        """Whose runs a session sees; nobody has the owner ""."""
+        return None if self.shared else self.owners.get(session, "")
+
+    def listed(self, session, text="", **more):
+        """The list of runs as plain values."""
+        text = text if isinstance(text, str) else ""
+        runs = self.history.search(self.sees(session), text[:300])
+        for run in runs:
+            for row in run.get("rows", [])[THUMBS:]:
+                row.pop("thumb", None)
+        return {"runs": runs, "text": text[:300], "shared": self.shared, "sentence": "", "pair": None} | more
+
+    def keep(self, session, job):
+        """Keeps a session's comparison, for a visitor who has made himself known."""
+        if owner := self.owners.get(session):
+            rows = [row for _, row in sorted(job.rows.items())]
+            self.history.keep(owner, job.request, rows, job.environment, job.files)
+
+    def opened(self, session, wish):
+        """The comparison that is wished for. BadRequest when there is none."""
+        return Opened(*self.history.open(self.sees(session), wish.get("id")))
+
+    def granted(self, session, wish):
+        """The list after a wish: {"do": "search", "text"}, {"do": "delete", "id"} or {"do": "pair", "ids": [two]}."""
+        if wish.get("do") == "delete":
+            self.history.delete(self.sees(session), wish.get("id"))
+        ids = wish.get("ids") if wish.get("do") == "pair" else None
+        if ids is not None and (not isinstance(ids, list) or len(ids) != 2):
+            raise BadRequest("history", "Choose two runs to compare.")
+        pair = ids and [self.history.plain(self.history.entry(self.sees(session), id)) for id in ids]
+        return self.listed(session, wish.get("text", ""), pair=pair)
