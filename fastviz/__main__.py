@@ -1,4 +1,4 @@
-"""Command line: compare, explain, doctor, fetch, fit, bench, search. Results go to stdout, JSON line last; the rest to stderr."""
+"""Command line: compare, explain, sweep, history, doctor, fetch, fit, bench, search. Results go to stdout, JSON line last; the rest to stderr."""
 
 import argparse
 import json
@@ -15,6 +15,9 @@ def arguments():
     compare.add_argument("--out", help="folder for pictures, run.json, table.csv and figure.png")
     compare.add_argument("--records", action="store_true",
                          help="run each row once more and keep what happens inside: one .npz per row in --out")
+    compare.add_argument("--no-history", action="store_true", help="do not keep the run in the local history")
+    commands.add_parser("sweep", help="run rows over values of their knobs, prompts and seeds, and go on where it stopped", add_help=False)
+    commands.add_parser("history", help="find, open or delete what was run on this machine", add_help=False)
     explain = asking(commands, "explain", "why is it not faster? where each row's time goes, and what its methods can touch")
     explain.add_argument("--out", help="folder for explain.json and explain.png")
     commands.add_parser("doctor", help="what runs here, and what to do about what does not")
@@ -90,6 +93,10 @@ def run_compare(args):
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
     print(views.table(rows))
+    if not args.no_history and any(row.image is not None for row in rows):
+        from .explore.command import keep
+
+        keep(request, rows, told)
     line = {"command": "compare", **store.report(request, rows, told)}
     if args.out:
         line["out"] = str(store.save(args.out, request, rows, told))
@@ -184,6 +191,18 @@ def run_bench(args, rest):
     return commands[args.which].main(rest) or 0
 
 
+def run_sweep(args, rest):
+    from .explore import command
+
+    return command.sweep(rest)
+
+
+def run_history(args, rest):
+    from .explore import command
+
+    return command.history(rest)
+
+
 def run_fit(args, rest):
     from .fit import olss
 
@@ -199,7 +218,7 @@ def run_search(args, rest):
 def main(argv=None):
     """Returns the exit code: 0 all is well, 1 something failed, 2 bad input, 70 the device is lost, 130 stopped."""
     args, rest = arguments().parse_known_args(argv)
-    apart = {"bench": run_bench, "fit": run_fit, "search": run_search}  # commands with options of their own
+    apart = {"bench": run_bench, "fit": run_fit, "search": run_search, "sweep": run_sweep, "history": run_history}  # commands with options of their own
     if rest and args.command not in apart:
         arguments().error(f"unrecognized arguments: {' '.join(rest)}")
     try:

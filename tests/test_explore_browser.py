@@ -83,3 +83,62 @@ def deleted(tab, runs):
     runs.nth(0).get_by_role("button", name="Really?").click()
     tab.page.wait_for_function("document.querySelectorAll('.run').length === 1")
     assert "pizza" in runs.inner_text()
+
+
+def test_a_sweep_is_drawn_stopped_continued_and_opened_again(visit, server):  # noqa: F811
+    tab = visit()
+    tab.small(steps=2)
+    tab.prompt.fill("a fox in the snow")
+    tab.page.get_by_role("tab", name="Sweep").click()
+    tab.page.get_by_label("Values").first.fill("2")
+    tab.page.locator("#begin").click()
+    assert tab.wait("refused") and "tome" in tab.page.locator("#ask-vary .refusal").inner_text().lower()
+    tab.page.get_by_label("Values").first.fill("0.25, 0.5")
+    tab.page.get_by_label("Seeds").fill("0-2")
+    tab.page.locator("#begin").click()
+    tab.page.wait_for_function("/Picture [2-9] of 9/.test(document.querySelector('#status b').textContent)", timeout=240_000)
+    tab.page.locator("#stop").click()
+    tab.wait("stopped")
+    before = tab.page.locator(".sweep td img").count()
+    tab.page.locator("#begin").click()
+    tab.wait("running")
+    assert tab.wait("finished", "failed") == "finished", tab.words
+    assert before >= 1 and tab.page.locator(".sweep td img").count() == 6  # two values across three seeds
+    axes(tab.page)
+    taken_away(tab)
+    again(tab)
+    for theme, width in (("light", 1280), ("dark", 390)):
+        tab.page.set_viewport_size({"width": width, "height": 844})
+        tab.page.evaluate("dark => document.body.classList.toggle('dark', dark)", theme == "dark")
+        assert not tab.page.evaluate("document.documentElement.scrollWidth > innerWidth")
+
+
+def axes(page):
+    """The same pictures along other axes, without the server."""
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.get_by_label("Down", exact=True).select_option("row")
+    assert page.locator(".sweep td img").count() == 6  # full model and merging, three seeds
+    page.get_by_label("Across", exact=True).select_option("tome.ratio")
+    assert page.locator(".sweep td img").count() == 4
+    assert page.get_by_label("Across", exact=True).evaluate("select => select === document.activeElement")
+    assert page.locator(".sweep polygon").count() == 2 and page.locator(".sweep circle.best").count() >= 1  # a band for each row
+    page.get_by_label("Shown", exact=True).select_option("seconds")
+    assert "Time" in page.locator(".sweep .plot").first.inner_text() and not asked
+
+
+def taken_away(tab):
+    with tab.page.expect_download() as download:
+        tab.page.locator("#tables a").first.click()
+    lines = open(download.value.path()).read().splitlines()
+    assert len(lines) == 10 and lines[0].startswith("row,tome.ratio,prompt,seed,steps,seconds")
+
+
+def again(tab):
+    tab.page.reload()
+    tab.page.get_by_role("tab", name="History").click()
+    entry = tab.page.locator(".run", has_text="a fox in the snow")
+    assert "sweep of 9 pictures: tome.ratio 0.25, 0.5" in entry.inner_text()
+    entry.get_by_role("button", name="Open").click()
+    tab.wait("restored")
+    tab.page.locator(".sweep td img").nth(5).wait_for()

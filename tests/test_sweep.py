@@ -38,7 +38,7 @@ def test_a_knob_concerns_only_the_rows_that_have_it():
     (dict(prompts=[]), "prompt"), (dict(prompts=["a\0"]), "prompt"), (dict(seeds="x"), "seeds"), (dict(seeds="0-1000000000000"), "seeds"), (dict(seeds=""), "seeds"),
     (dict(seeds="5-2"), "seeds"), (dict(vary=["tome.ratio"]), "vary"), (dict(vary=["tome.nothing=1"]), "vary"), (dict(vary=["no.ratio=1"]), "vary"),
     (dict(vary=["tome.ratio=7"]), "methods"), (dict(vary=["tome.ratio=0:1:0"]), "vary"), (dict(vary=["tome.ratio=0:1:0.0001"]), "vary"), (dict(vary=["steps=x"]), "vary"),
-    (dict(vary=["steps=0"]), "steps"), (dict(rows="", vary=["steps=2"]), "rows"), (dict(rows="tome", vary=["atedm.tau=3"]), "vary"), (dict(rows="few_step(match=full)"), "rows"),
+    (dict(vary=["steps=0"]), "steps"), (dict(rows="", vary=["steps=2"]), "sweep-rows"), (dict(rows="tome", vary=["atedm.tau=3"]), "vary"), (dict(rows="few_step(match=full)"), "sweep-rows"),
     (dict(vary=["tome.ratio=0.1", "tome.ratio=0.2"]), "vary"), (dict(seeds="0-99", vary=["tome.ratio=0:0.9:0.05"], prompts=["a", "b", "c"]), "vary")), ids=str)
 def test_what_cannot_be_swept_is_refused_with_a_sentence(told, field):
     with pytest.raises(BadRequest) as refusal:

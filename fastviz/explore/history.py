@@ -124,6 +124,13 @@ class History:
         """A Run as plain values, with what was told of it."""
         return {name: getattr(run, name) for name in ("id", "kind", "made", "prompt", "device", "bytes")} | json.loads(run.told)
 
+    def rows_of(self, owner, id):
+        """A comparison's plain values, to lay beside another's. BadRequest where it is none, or as of `entry`."""
+        run = self.entry(owner, id)
+        if run.kind != COMPARISON:
+            raise BadRequest("history", "Only comparisons can be laid side by side: open the sweep instead.")
+        return self.plain(run)
+
     def delete(self, owner, id):
         """Deletes a run and its files. BadRequest as of `entry`."""
         self.remove(self.entry(owner, id))

@@ -91,10 +91,10 @@ def read_plan(prompts, seeds="0", rows="", vary=(), most=CELLS, **settings):
     texts = [part for part in split(rows, ",") if part] or named
     stacks = tuple(check_stack(parse_stack(text)) for text in texts)
     if not stacks:
-        raise BadRequest("rows", "Name a row to sweep, such as tome, or vary a knob, such as tome.ratio=0.2,0.4,0.6.")
+        raise BadRequest("sweep-rows", "Name a row to sweep, such as tome, or vary a knob, such as tome.ratio=0.2,0.4,0.6.")
     for stack in stacks:
         if any(isinstance(knobs, few_step.Knobs) and knobs.match for knobs in stack):
-            raise BadRequest("rows", "A sweep has no rows that match another one's time: say how many steps.")
+            raise BadRequest("sweep-rows", "A sweep has no rows that match another one's time: say how many steps.")
     there = {method_of(knobs).KEY for stack in stacks for knobs in stack}
     for name, _ in vary:
         if name not in GENERAL and name.partition(".")[0] not in there:

@@ -17,6 +17,7 @@ from ..request import BadRequest, stack_text
 from ..run import Lost, Stopped, generate
 from ..store import recipe
 from .history import SWEEP
+from .plan import again
 from .statistics import front, intervals
 
 TIMED = ("device", "dtype", "attention kernel", "threads", "torch", "diffusers")  # what a time depends on
@@ -74,6 +75,14 @@ def run(plan, history, owner, on_progress=lambda done, cells, step, steps: None,
             yield sweep
 
 
+def kept(history, told):
+    """The Sweep that an entry of the history tells of, as far as it is finished; nothing is run or loaded."""
+    plan = again(told["plan"])
+    places = [(v, u) for u in range(len(plan.units)) for v in range(len(plan.variants))]
+    keys = dict(zip(places, told["keys"], strict=True))
+    return Sweep(plan, told["environment"], keys, {place: history.cell(key) for place, key in keys.items()})
+
+
 def owner_mark(owner):
     """Two visitors' equal sweeps are two entries."""
     return hashlib.sha256(owner.encode()).hexdigest()[:8]
@@ -104,7 +113,7 @@ def reference_of(sweep, v, u, history):
     if f == v:
         return None
     if "seconds" not in (sweep.cells[f, u] or {}):
-        raise BadRequest("rows", "The full model, which this picture is measured against, could not be run.")
+        raise BadRequest("sweep-rows", "The full model, which this picture is measured against, could not be run.")
     with Image.open(history.picture_of(sweep.keys[f, u])) as image:
         return image.convert("RGB")
 

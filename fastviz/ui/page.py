@@ -13,6 +13,7 @@ from .ask import CHOSEN, Ask
 from .inside import Inside
 from .job import GONE, LOST, Job
 from .shelf import Shelf
+from .sweep import Controls, Sweeping
 from .why import Why
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ class Page:
 
     def __init__(self, profile):
         self.profile, self.ask, self.jobs, self.looks, self.works = profile, Ask(profile), {}, {}, {}
-        self.ends = {Job: self.outcome, Inside: self.looked, Why: self.found}
+        self.ends = {Job: self.outcome, Inside: self.looked, Why: self.found, Sweeping: self.measured}
+        self.sweeps = profile.sweep_cells if profile.history_megabytes else 0  # what is finished must be kept somewhere
         self.shelf = Shelf(History(home(), profile.history_megabytes), profile.history_shared) if profile.history_megabytes else None
         with gr.Blocks(title="fastviz", analytics_enabled=False, fill_width=True) as self.blocks:
             self.header()
@@ -94,6 +96,12 @@ class Page:
             with gr.Tab("Why?", id="reasons"):
                 self.why = view("why", None)
                 self.find = gr.Button("Find out why", elem_id="find", interactive=False)
+            if self.sweeps:
+                with gr.Tab("Sweep", id="sweeps"):
+                    self.vary = Controls()
+                    self.begin = gr.Button("Sweep", elem_id="begin")
+                    self.swept = view("sweep", None)
+                    self.tables = gr.Files(label="Tables to download", interactive=False, elem_id="tables")
             if self.shelf:
                 with gr.Tab("History", id="history"):
                     self.history = view("history", None)
@@ -104,6 +112,7 @@ class Page:
         controls, start = list(self.ask.controls.values()), [self.run.click, self.ask.controls["prompt"].submit]
         shown = [self.status, self.board, self.run, self.stop, self.download, self.inside, self.look, self.why, self.find]
         shown += [self.history] if self.shelf else []
+        shown += [self.swept, self.tables, self.begin] if self.sweeps else []
         options = dict(inputs=controls, outputs=shown, preprocess=False, show_progress="minimal",
                        show_progress_on=self.status, api_visibility="private", **PIPELINE)
         gr.on(start, fn=None, js="() => fastviz.begin()", outputs=[self.status, self.stop], **PRIVATE)
@@ -119,6 +128,9 @@ class Page:
         self.wanted.submit(self.overlays, self.wanted, self.overlay, preprocess=False, concurrency_limit=1,
                            trigger_mode="always_last", **PRIVATE)
         self.animate.click(self.animation, self.wanted, self.records, preprocess=False, **PRIVATE, **PIPELINE)
+        if self.sweeps:
+            self.begin.click(fn=None, js="() => fastviz.begin()", outputs=[self.status, self.stop], **PRIVATE)
+            runs.append(self.begin.click(self.sweep, **after | {"inputs": [*self.vary.all, *controls], "preprocess": False}))
         for event in runs:
             event.failure(fn=None, js="() => fastviz.refused()", outputs=[self.status, self.run, self.stop], **PRIVATE)
         self.stop.click(fn=None, js="() => fastviz.stop()", **PRIVATE)
@@ -168,7 +180,7 @@ class Page:
         found = {self.run: FREE[0], self.stop: FREE[1]} | self.ends[type(work)](work)
         if isinstance(work, Job) and self.shelf and work.files:
             found |= self.kept(work, request.session_hash, found[self.status])
-        return found
+        return found | ({self.history: self.shelf.listed(request.session_hash)} if isinstance(work, Sweeping) else {})
 
     def kept(self, job, session, status):
         """The history after a comparison was added to it, which must not fail with it."""
@@ -220,6 +232,22 @@ class Page:
     def found(self, why):
         """What a search for reasons leaves."""
         return {self.status: why.status(), self.why: why.board(), self.find: ON}
+
+    def sweep(self, request: gr.Request, *values):
+        """Runs what the sweep's controls ask for, with the page's own prompt and settings, as far as it is not kept."""
+        own, others = values[:len(self.vary.all)], values[len(self.vary.all):]
+        try:
+            plan = Controls.plan(own, dict(zip(self.ask.controls, others, strict=True)), self.profile)
+            able()
+        except BadRequest as refusal:
+            yield {self.status: refused(refusal), self.run: FREE[0], self.stop: FREE[1]}
+            return
+        owner = self.shelf.owners.get(request.session_hash, request.session_hash)
+        yield from self.follow(request, Sweeping(plan, self.shelf.history, owner), self.swept, {self.begin: OFF, self.tables: None})
+
+    def measured(self, work):
+        """What a sweep leaves."""
+        return {self.status: work.status(), self.swept: work.board(), self.begin: ON, self.tables: work.files()}
 
     def overlays(self, wanted, request: gr.Request):
         """What is laid over the pictures for the block, word or point that was chosen."""
@@ -273,11 +301,17 @@ class Page:
         """A kept comparison on the page again: pictures, numbers and controls."""
         if (work := self.works.get(session)) and work.state == "running":
             raise BadRequest("history", "Something is running: wait for its end, or stop it first.")
-        job = self.jobs[session] = self.shelf.opened(session, wish)
+        job = self.shelf.opened(session, wish)
+        status = {**IDLE, "state": "restored", "sentence": "Opened from the history."}
+        if isinstance(job, Sweeping):
+            if not self.sweeps:
+                raise BadRequest("history", "This page offers no sweeps.")
+            return {self.status: status, self.swept: job.board(), self.tables: job.files(), self.tabs: gr.Tabs(selected="sweeps")}
+        self.jobs[session] = job
         self.looks.pop(session, None)
         controls = dict(zip(self.ask.controls.values(), self.ask.values(job.request), strict=True))
         return controls | {
-            self.status: {**IDLE, "state": "restored", "sentence": "Opened from the history."}, self.board: job.board(), self.run: ON,
+            self.status: status, self.board: job.board(), self.run: ON,
             self.inside: None, self.why: None, self.look: ON, self.find: ON, self.tabs: gr.Tabs(selected="pictures"),
             self.download: gr.DownloadButton(value=None, interactive=False)}
 

@@ -3,8 +3,11 @@
 import hashlib
 import re
 
+from ..explore.history import SWEEP
+from ..explore.plan import again
 from ..request import BadRequest
 from .job import Job
+from .sweep import Sweeping
 
 TOKEN = re.compile(r"[0-9a-f]{32}")  # what a visitor's browser made up and keeps
 THUMBS = 4  # pictures of a run in the list
@@ -50,6 +53,9 @@ class Shelf:
         for run in runs:
             for row in run.get("rows", [])[THUMBS:]:
                 row.pop("thumb", None)
+            if run["kind"] == SWEEP:
+                vary = [f"{name} {', '.join(map(str, values))}" for name, values in run.pop("plan")["vary"]]
+                run |= {"keys": len(run["keys"]), "varied": "; ".join(vary)}
         return {"runs": runs, "text": text[:300], "shared": self.shared, "sentence": "", "pair": None} | more
 
     def keep(self, session, job):
@@ -59,8 +65,16 @@ class Shelf:
             self.history.keep(owner, job.request, rows, job.environment, job.files)
 
     def opened(self, session, wish):
-        """The comparison that is wished for. BadRequest when there is none."""
-        return Opened(*self.history.open(self.sees(session), wish.get("id")))
+        """The comparison that is wished for, an Opened, or the sweep, a Sweeping. BadRequest when there is none."""
+        told = self.history.plain(self.history.entry(self.sees(session), wish.get("id")))
+        if told["kind"] != SWEEP:
+            return Opened(*self.history.open(self.sees(session), told["id"]))
+        from ..explore import sweep as sweeping
+
+        work = Sweeping(again(told["plan"]), self.history, "")
+        work.sweep, work.state, work.told = sweeping.kept(self.history, told), "finished", True
+        work.collect()
+        return work
 
     def granted(self, session, wish):
         """The list after a wish: {"do": "search", "text"}, {"do": "delete", "id"} or {"do": "pair", "ids": [two]}."""
@@ -69,5 +83,5 @@ class Shelf:
         ids = wish.get("ids") if wish.get("do") == "pair" else None
         if ids is not None and (not isinstance(ids, list) or len(ids) != 2):
             raise BadRequest("history", "Choose two runs to compare.")
-        pair = ids and [self.history.plain(self.history.entry(self.sees(session), id)) for id in ids]
+        pair = ids and [self.history.rows_of(self.sees(session), id) for id in ids]
         return self.listed(session, wish.get("text", ""), pair=pair)

@@ -53,11 +53,12 @@
     const rows = run.rows || [], full = rows[0] || {}, name = `“${run.prompt}”, seed ${run.recipe.seed}`;
     const box = h("input", { type: "checkbox", "aria-label": `Compare ${name}`, onchange: () => { box.checked ? chosen.add(run.id) : chosen.delete(run.id); choose(); } });
     box.checked = chosen.has(run.id);
+    box.hidden = run.kind !== "comparison";
     const sure = h("button", { type: "button", onclick: () => (sure.textContent === "Delete" ? (say(sure, "Really?"), setTimeout(() => say(sure, "Delete"), 4000)) : wish({ do: "delete", id: run.id })) }, "Delete");
     return h("li", { class: "run", "data-id": run.id }, box,
       h("div", { class: "thumbs" }, rows.filter((row) => row.thumb).slice(0, 4).map((row) => h("img", { src: row.thumb, alt: row.title }))),
       h("div", { class: "told" }, h("b", {}, name),
-        h("p", {}, `${when(run)} · ${rows.map((row) => row.stack).join(", ")}${known(full.seconds) ? ` · full model ${format.seconds(full.seconds)}` : ""} · ${run.device}`)),
+        h("p", {}, `${when(run)} · ${rows.length ? rows.map((row) => row.stack).join(", ") : `sweep of ${run.keys} pictures: ${run.varied}`}${known(full.seconds) ? ` · full model ${format.seconds(full.seconds)}` : ""} · ${run.device}`)),
       h("div", { class: "acts" }, h("button", { type: "button", onclick: () => wish({ do: "open", id: run.id }) }, "Open"), sure));
   }
 
@@ -72,8 +73,8 @@
       !row ? "–" : row.error ? "failed" : [known(row.seconds) ? format.seconds(row.seconds) : "", known(row.lpips) ? `, LPIPS ${format.lpips(row.lpips)}` : ""].join(""));
     const ratio = (a, b) => h("td", {}, a && b && known(a.seconds) && known(b.seconds) ? format.times(a.seconds / b.seconds) : "–");
     parts.pair.replaceChildren(h("h2", {}, "Two runs"), h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Two runs side by side" }, h("table", {},
-      h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "plain" }, "Row"), two.map((run) => h("th", { scope: "col", class: "plain" }, `“${run.prompt}”, seed ${run.recipe.seed}, ${when(run)}`)), same && h("th", { scope: "col", class: "plain" }, "First over second"))),
-      h("tbody", {}, stacks.map((stack) => { const [a, b] = two.map((run) => at(run, stack)); return h("tr", {}, h("th", { scope: "row" }, stack), cell(a), cell(b), same && ratio(a, b)); })))),
+      h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "plain" }, "Row"), two.map((run) => h("th", { scope: "col", class: "plain" }, `“${run.prompt}”, seed ${run.recipe.seed}, ${when(run)}`)), same ? h("th", { scope: "col", class: "plain" }, "First over second") : null)),
+      h("tbody", {}, stacks.map((stack) => { const [a, b] = two.map((run) => at(run, stack)); return h("tr", {}, h("th", { scope: "row" }, stack), cell(a), cell(b), same ? ratio(a, b) : null); })))),
       h("p", { class: "note" }, same ? "Both were timed on the same device with the same versions." : `Timed on different devices or versions, so their times are not set against each other: ${two.map((run) => run.device).join("; ")}.`));
     parts.pair.scrollIntoView({ block: "nearest" });
   }
