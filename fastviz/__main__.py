@@ -15,6 +15,7 @@ def arguments():
     compare.add_argument("--out", help="folder for pictures, run.json, table.csv and figure.png")
     compare.add_argument("--records", action="store_true",
                          help="run each row once more and keep what happens inside: one .npz per row in --out")
+    compare.add_argument("--report", metavar="FILE", help="one HTML file that opens without a server; with --records, with a step scrubber")
     compare.add_argument("--no-history", action="store_true", help="do not keep the run in the local history")
     commands.add_parser("sweep", help="run rows over values of their knobs, prompts and seeds, and go on where it stopped", add_help=False)
     commands.add_parser("history", help="find, open or delete what was run on this machine", add_help=False)
@@ -85,8 +86,8 @@ def run_compare(args):
 
     if args.out:
         Path(args.out).mkdir(parents=True, exist_ok=True)  # before minutes are spent
-    elif args.records:
-        raise BadRequest("records", "Name a folder for the records: --out FOLDER.")
+    elif args.records and not args.report:
+        raise BadRequest("records", "Name a folder or a file for the records: --out FOLDER or --report FILE.")
     hint(request)
     rows = final(compare(request, on_progress=show))
     told = environment(models.load(request.model))
@@ -103,6 +104,8 @@ def run_compare(args):
         if args.records:
             record(request, rows, Path(args.out))
         print(f"Written to {args.out}.")
+    if args.report:
+        write_report(args, request, rows, told)
     for row in line["rows"]:
         del row["per_step"], row["flops_per_step"]  # run.json has them
     print(json.dumps(line, allow_nan=False))
@@ -132,6 +135,28 @@ def record(request, rows, folder):
         runs[f"{row.index}. {row.title}"] = blocks, views.activity(trace.channels, blocks, row.steps), row.flops_per_step
     if runs:
         (folder / "inside.png").write_bytes(views.png(views.saved(runs, rows[0].flops_per_step)))
+
+
+def write_report(args, request, rows, environment):
+    """The report of a comparison, with what happened inside when the records were asked for."""
+    import shutil
+    from pathlib import Path
+
+    from .ui.inside import Inside
+    from .ui.job import Opened
+    from .ui.report import html
+
+    job, look = Opened(request, rows, environment), None
+    if args.records:
+        look = Inside(job)
+        print("Recording for the report", file=sys.stderr)
+        look.work()
+    try:
+        Path(args.report).write_text(html(job, look))
+    finally:
+        if look:
+            shutil.rmtree(look.folder)
+    print(f"Report written to {args.report}.")
 
 
 def run_explain(args):

@@ -62,7 +62,7 @@ class Inside(Work):
         super().__init__("look inside")
         self.job, self.asked = job, [row for _, row in sorted(job.rows.items()) if row.image is not None]
         self.views, self.traces, self.blocks, self.words, self.place = [], {}, [], [], (0, 0, 1)
-        self.folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
+        self.folder = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR")))
 
     def compute(self):
         from ..patch import transformer_blocks

@@ -126,3 +126,14 @@ class Job(Work):
             log.exception("The archive could not be written.")
             full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
             return None, f"There is no archive to download: {'the disk is full' if full else 'the server log says why'}."
+
+
+class Opened(Job):
+    """A comparison that is done, with its pictures and numbers: nothing is run."""
+
+    def __init__(self, request, rows, environment):
+        super().__init__(request)
+        for row in rows:
+            self.take(row)
+        self.environment, self.told = environment, True
+        self.state = "finished" if len(rows) == len(request.methods) else "stopped"

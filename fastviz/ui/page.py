@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import tempfile
+from pathlib import Path
 
 import gradio as gr
 
@@ -12,6 +15,7 @@ from ..request import PROMPT_LENGTH, BadRequest, Request
 from .ask import CHOSEN, Ask
 from .inside import Inside
 from .job import GONE, LOST, Job
+from .report import html
 from .shelf import Shelf
 from .sweep import Controls, Sweeping
 from .why import Why
@@ -21,6 +25,7 @@ EXAMPLES = ("a big lemon in the ocean", "an owl at night", "a panda under the se
 PRIVATE = dict(api_visibility="private", show_progress="hidden")
 PIPELINE = dict(concurrency_id="pipeline", concurrency_limit=1)
 ON, OFF = gr.Button(interactive=True), gr.Button(interactive=False)
+OFF_REPORT = gr.DownloadButton(value=None, interactive=False)
 FREE, BUSY = (ON, OFF), (OFF, ON)  # Run and Stop
 IDLE = {"state": "idle", "sentence": "", "share": None, "left": "", "row": None}
 DRAW = "const draw = () => fastviz.%s(element, props.value, trigger, props); watch('value', draw); draw();"
@@ -81,6 +86,7 @@ class Page:
             self.wish, self.token = view("wish", None), view("token", None)
         with gr.Row(elem_id="after"):
             self.download = gr.DownloadButton("Download all (zip)", interactive=False, elem_id="download", size="sm")
+            self.report = gr.DownloadButton("Report (one HTML file)", interactive=False, elem_id="report", size="sm")
             self.link = gr.Button("Copy link", elem_id="link", size="sm")
             self.drop = view("drop", None)
         with gr.Tabs(elem_id="tabs") as self.tabs:
@@ -111,6 +117,7 @@ class Page:
     def wire(self):
         controls, start = list(self.ask.controls.values()), [self.run.click, self.ask.controls["prompt"].submit]
         shown = [self.status, self.board, self.run, self.stop, self.download, self.inside, self.look, self.why, self.find]
+        shown += [self.report]
         shown += [self.history] if self.shelf else []
         shown += [self.swept, self.tables, self.begin] if self.sweeps else []
         options = dict(inputs=controls, outputs=shown, preprocess=False, show_progress="minimal",
@@ -198,7 +205,17 @@ class Page:
         status["sentence"] = f"{status['sentence']} {fault}".strip()
         seen = gr.Button(interactive=any(row.image is not None for row in job.rows.values()))
         return {self.status: status, self.board: job.board(), self.look: seen, self.find: seen,
-                self.download: gr.DownloadButton(value=path, interactive=path is not None)}
+                self.download: gr.DownloadButton(value=path, interactive=path is not None), self.report: self.reported(job)}
+
+    def reported(self, job, look=None):
+        """The report of a comparison, as its button."""
+        try:
+            path = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]), f"fastviz-seed-{job.request.seed}.html")
+            path.write_text(html(job, look))
+            return gr.DownloadButton(value=str(path), interactive=True)
+        except Exception:  # a full disk must not take the pictures with it
+            log.exception("The report could not be written.")
+            return OFF_REPORT
 
     def further(self, request):
         """The comparison that something more is asked about, or None and what to say instead."""
@@ -219,7 +236,8 @@ class Page:
 
     def looked(self, look):
         """What a look inside leaves."""
-        return {self.status: look.status(), self.inside: look.board(), self.look: ON, self.records: look.files()}
+        return {self.status: look.status(), self.inside: look.board(), self.look: ON, self.records: look.files(),
+                self.report: self.reported(look.job, look) if look.traces else gr.skip()}
 
     def find_out(self, request: gr.Request):
         """Runs the rows of the last comparison once more with a profiler and shows where their time goes."""
@@ -313,7 +331,7 @@ class Page:
         return controls | {
             self.status: status, self.board: job.board(), self.run: ON,
             self.inside: None, self.why: None, self.look: ON, self.find: ON, self.tabs: gr.Tabs(selected="pictures"),
-            self.download: gr.DownloadButton(value=None, interactive=False)}
+            self.download: gr.DownloadButton(value=None, interactive=False), self.report: self.reported(job)}
 
     def notices(self, model, prompt):
         """What the model will not understand, told before the run."""

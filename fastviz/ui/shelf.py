@@ -6,7 +6,7 @@ import re
 from ..explore.history import SWEEP
 from ..explore.plan import again
 from ..request import BadRequest
-from .job import Job
+from .job import Opened
 from .sweep import Sweeping
 
 TOKEN = re.compile(r"[0-9a-f]{32}")  # what a visitor's browser made up and keeps
@@ -17,17 +17,6 @@ def owner_of(token):
     """The owner under which a visitor's runs are kept, or None for what is no token. The history never holds the token."""
     known = isinstance(token, str) and TOKEN.fullmatch(token)
     return hashlib.sha256(token.encode()).hexdigest() if known else None
-
-
-class Opened(Job):
-    """A comparison from the history: finished, with its pictures and numbers."""
-
-    def __init__(self, request, rows, environment):
-        super().__init__(request)
-        for row in rows:
-            self.take(row)
-        self.environment, self.told = environment, True
-        self.state = "finished" if len(rows) == len(request.methods) else "stopped"
 
 
 class Shelf:
