@@ -1,4 +1,7 @@
-"""Command line: compare, explain, sweep, history, doctor, fetch, fit, bench, search. Results go to stdout, JSON line last; the rest to stderr."""
+"""Command line: compare, explain, sweep, fastest, history, doctor, fetch, fit, bench, search.
+
+Results go to stdout, one JSON line last; the rest to stderr.
+"""
 
 import argparse
 import json
@@ -18,6 +21,7 @@ def arguments():
     compare.add_argument("--report", metavar="FILE", help="one HTML file that opens without a server; with --records, with a step scrubber")
     compare.add_argument("--no-history", action="store_true", help="do not keep the run in the local history")
     commands.add_parser("sweep", help="run rows over values of their knobs, prompts and seeds, and go on where it stopped", add_help=False)
+    commands.add_parser("fastest", help="find the fastest way under a bound on LPIPS, or the closest within a time", add_help=False)
     commands.add_parser("history", help="find, open or delete what was run on this machine", add_help=False)
     explain = asking(commands, "explain", "why is it not faster? where each row's time goes, and what its methods can touch")
     explain.add_argument("--out", help="folder for explain.json and explain.png")
@@ -222,6 +226,12 @@ def run_sweep(args, rest):
     return command.sweep(rest)
 
 
+def run_fastest(args, rest):
+    from .explore import command
+
+    return command.fastest(rest)
+
+
 def run_history(args, rest):
     from .explore import command
 
@@ -243,7 +253,8 @@ def run_search(args, rest):
 def main(argv=None):
     """Returns the exit code: 0 all is well, 1 something failed, 2 bad input, 70 the device is lost, 130 stopped."""
     args, rest = arguments().parse_known_args(argv)
-    apart = {"bench": run_bench, "fit": run_fit, "search": run_search, "sweep": run_sweep, "history": run_history}  # commands with options of their own
+    apart = {"bench": run_bench, "fit": run_fit, "search": run_search, "sweep": run_sweep, "fastest": run_fastest,
+             "history": run_history}  # commands with options of their own
     if rest and args.command not in apart:
         arguments().error(f"unrecognized arguments: {' '.join(rest)}")
     try:

@@ -111,3 +111,39 @@ def keep(request, rows, environment):
         History(home()).keep(OWNER, request, rows, environment)
     except (OSError, BadRequest) as error:
         print(f"The run is not in the history: {error}", file=sys.stderr)
+
+
+def fastest(argv):
+    from . import fastest as searching
+    from . import sweep as sweeping
+
+    parser = argparse.ArgumentParser(prog="python -m fastviz fastest", description="Find the fastest way that stays close to the full model, or "
+                                     "the closest within a time: proposed on some pictures, verified on others.")
+    parser.add_argument("prompt", nargs="*", help="4 prompts or more; the embedded model has its own")
+    parser.add_argument("--lpips", type=float, help="the largest LPIPS to the full model's picture")
+    parser.add_argument("--seconds", type=float, help="or the most seconds for a picture")
+    parser.add_argument("--seeds", type=int, default=2, help="noises per prompt (default 2)")
+    parser.add_argument("--methods", help="which methods may take part, such as few_step,tome; all by default")
+    parser.add_argument("--model", default="stickers", choices=MODELS)
+    for name in planning.GENERAL:
+        parser.add_argument(f"--{name}", type=numbers)
+    args = parser.parse_args(argv)
+    if not args.prompt and not MODELS[args.model].closed:
+        raise BadRequest("prompt", "Give 4 prompts or more for this model.")
+    for name, bound in (("lpips", args.lpips), ("seconds", args.seconds)):
+        if bound is not None and not 0 < bound < 1e6:
+            raise BadRequest(name, f"--{name} must be a number above 0.")
+    first = planning.Request("a", **{name: value for name in planning.GENERAL if (value := getattr(args, name)) is not None}, model=args.model)
+    seeds = planning.check_number("seeds", "--seeds", args.seeds, 1, 20, int)
+    prompts = [planning.check_prompt(prompt) for prompt in dict.fromkeys(args.prompt or searching.PROMPTS)]
+    answer, proposing, verifying = searching.search(
+        History(home()), OWNER, lpips=args.lpips, seconds=args.seconds, prompts=prompts, seeds=seeds, model=args.model,
+        methods=args.methods.split(",") if args.methods else None, steps=first.steps, guidance=first.guidance, size=first.size,
+        on_progress=lambda what, *place: show(*place))
+    for what, told in (("Proposed on", proposing), ("Verified on", verifying)):
+        if told:
+            print(f"{what} {len(told.plan.units)} pairs of prompt and seed\n{sweeping.table(told)}\n")
+    print(answer.said)
+    print(json.dumps({"command": "fastest", "lpips": args.lpips, "seconds": args.seconds, "best": answer.best, "verified": answer.verified,
+                      "proposed": answer.proposed, "environment": proposing.environment}, allow_nan=False))
+    return 0 if answer.best else 1

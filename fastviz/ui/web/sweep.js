@@ -36,7 +36,7 @@
   }
 
   function select(name, options, value, change) {
-    const made = h("select", { onchange: () => { change(made.value); draw(name); }, "data-select": name }, options.map(([key, text]) => h("option", { value: key }, text)));
+    const made = h("select", { onchange: () => { change(made.value); draw(name); }, "data-select": name, "aria-label": name }, options.map(([key, text]) => h("option", { value: key }, text)));
     made.value = value;
     return h("label", {}, `${name} `, made);
   }
