@@ -30,8 +30,9 @@ def html(job, look=None):
 
 def inside(look):
     """What a look inside recorded, with the overlay of every block; None where nothing was recorded."""
-    board = look.board() | {"state": "finished", "words": []}
     if not look.traces:
         return None
+    rows = [row if row["error"] else row | {"kinds": dict(list(row["kinds"].items())[:1])} for row in look.views]
+    board = look.board() | {"state": "finished", "words": [], "rows": rows}  # one kind of overlay of each: a file has its size
     wish = {"key": "", "show": "skipped", "kinds": {}}
     return {"board": board, "overlays": {name: look.overlay(wish | {"block": name})["rows"] for name, _ in look.blocks}}

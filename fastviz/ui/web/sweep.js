@@ -84,7 +84,7 @@
   const text = (x, y, words, anchor, kind) => svg("text", { x, y, "text-anchor": anchor, class: kind }, words);
 
   function plot(words, xs, ys, x, y, xlabel, ylabel, marks, names = xs) {
-    return h("div", { class: "plot" }, svg("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", "aria-label": words },
+    return h("div", { class: "plot", tabindex: 0 }, svg("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", "aria-label": words },
       ys.flatMap((value) => [svg("line", { x1: LEFT, x2: WIDE - RIGHT, y1: y(value), y2: y(value), class: "grid" }), text(LEFT - 8, y(value) + 4, String(value), "end", "tick")]),
       xs.map((value, i) => text(x(value), HIGH - BOTTOM + 18, String(names[i]), "middle", "tick")),
       text(WIDE - RIGHT, HIGH - 4, xlabel, "end", "axis"), text(LEFT + 4, TOP + 8, ylabel, "start", "axis"), marks));
