@@ -1,6 +1,8 @@
-# make app: install and serve the page. make test: install and run every test.
+# make app: install and serve the page, and start it again after a crash. make test: install and run every test.
+# make torture: load, faults and bad input at full length. make mutations: whether the tests notice broken code.
+# make lock: pin what is installed in requirements.lock.
 
-.PHONY: app test clean
+.PHONY: app test torture mutations lock clean
 
 PYTHON ?= python3
 
@@ -14,10 +16,19 @@ PYTHON ?= python3
 	touch .venv/.test
 
 app: .venv/.app
-	.venv/bin/python app.py
+	.venv/bin/python -m fastviz.supervise
 
 test: .venv/.test
 	.venv/bin/python -m pytest -q --timeout 600 --durations 15 tests
+
+torture: .venv/.test
+	.venv/bin/python -m pytest -q --timeout 900 -m "" tests/test_load.py tests/test_faults.py tests/test_reliability.py
+
+mutations: .venv/.test
+	.venv/bin/python tests/mutations.py --drawn 30 --out assets/bench/mutations.json
+
+lock: .venv/.test
+	.venv/bin/python tests/lock.py > requirements.lock
 
 clean:
 	rm -rf .venv runs .pytest_cache

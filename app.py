@@ -1,8 +1,16 @@
-"""Serves the page: python app.py. FASTVIZ_PROFILE names a profile of spaces_config.yaml, GRADIO_SERVER_PORT a port."""
+"""Serves the page: python app.py, --help tells with what. GRADIO_SERVER_PORT is the port; FASTVIZ_FETCH names models to be
+fetched first; FASTVIZ_PASSWORD is what visitors must type.
 
+A server whose device is lost ends with 70, and has to be started again: `python -m fastviz.supervise` does it.
+"""
+
+import argparse
+import dataclasses
 import gc
 import logging
+import hmac
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -10,18 +18,30 @@ import time
 gc.disable()  # until everything is imported: imports make much and throw away little, and take 12 % less time without
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything that runs here lies in the project or was fetched before
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # its warnings quote prompts, and none of both is a line of JSON
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+from fastviz import supervise  # noqa: E402
+
+supervise.follow()
+
+if os.environ.get("SPACES_ZERO_GPU"):
+    import spaces  # noqa: F401  before torch, which it prepares for a device that comes and goes
 from fastviz.ui import temp  # noqa: E402
 
 PORT = int(os.environ.get("GRADIO_SERVER_PORT", 7860))
 os.environ["GRADIO_TEMP_DIR"] = str(FOLDER := temp.fresh(f"fastviz-{os.getuid()}-{PORT}"))  # Gradio reads it when imported
 
-from fastviz import profile  # noqa: E402
-from fastviz.ui import look  # noqa: E402
+from starlette.middleware import Middleware  # noqa: E402
+
+from fastviz import checkpoints, log, profile  # noqa: E402
+from fastviz.ui import health, look, worker  # noqa: E402
+from fastviz.ui.gate import Gate  # noqa: E402
 from fastviz.ui.job import LOST  # noqa: E402
 from fastviz.ui.page import Page  # noqa: E402
 
 FAREWELL = 3  # seconds in which visitors hear that the device is lost
+READY = threading.Event()
 
 
 def warm(models):
@@ -35,22 +55,63 @@ def warm(models):
         table.load(models[0])
     except table.BadModel as error:
         logging.error("%s", error)
+        health.note("model", str(error))
     finally:
+        READY.set()
         gc.freeze()  # what is imported stays: never look through it again, least of all while something is being timed
         gc.enable()
 
 
+def arguments():
+    parser = argparse.ArgumentParser(description="Serves the page of fastviz.")
+    parser.add_argument("--profile", default=profile.default(), help="a profile of spaces_config.yaml")
+    parser.add_argument("--host", help="address to listen on, the profile's by default; all but this machine's need FASTVIZ_PASSWORD")
+    parser.add_argument("--model-folder", metavar="PATH", help="a diffusers folder of your own, offered as one more model")
+    return parser.parse_args()
+
+
+def chosen_profile(args):
+    """The profile that the arguments name, with what they add to it. Ends the program with a sentence where they are wrong."""
+    try:
+        chosen = profile.load(args.profile)
+        if args.host:
+            chosen = dataclasses.replace(chosen, address=args.host, hosts=profile.hosts_of(args.host, chosen.hosts),
+                                         history_shared=chosen.history_shared and profile.near(args.host))
+        profile.may_listen(chosen.address)
+        if args.model_folder:
+            chosen = dataclasses.replace(chosen, models=(*chosen.models, checkpoints.add_folder(args.model_folder)))
+    except ValueError as error:
+        sys.exit(str(error))
+    return chosen
+
+
+def door():
+    """What launch() asks of visitors: any name and the password, where there is one."""
+    password = os.environ.get("FASTVIZ_PASSWORD", "")
+    return {"auth": lambda name, typed: bool(name.strip()) and hmac.compare_digest(typed.encode(), password.encode()),
+            "auth_message": "Type any name, and the password that you were given."} if password else {}
+
+
 def main():
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    chosen = profile.load(os.environ.get("FASTVIZ_PROFILE", "local"))
+    args = arguments()
+    log.begin()
+    chosen = chosen_profile(args)
+    for key in filter(None, os.environ.get("FASTVIZ_FETCH", "").split(",")):
+        subprocess.run([sys.executable, "-m", "fastviz", "fetch", key], env={**os.environ, "HF_HUB_OFFLINE": "0"})
+    if chosen.hardware == profile.ZERO and "spaces" in sys.modules:
+        worker.rent()
+        for key in chosen.models:  # before the first visitor: a worker is a copy of this process
+            if not checkpoints.MODELS[key].missing:
+                warm([key])
     temp.keep(FOLDER, 60 * chosen.temp_minutes, chosen.temp_megabytes)
     page = Page(chosen).blocks.queue(max_size=chosen.queue, api_open=False)
     try:
         page.launch(server_name=chosen.address, server_port=PORT, share=False, strict_cors=True, max_file_size="2mb",
                     show_error=False, enable_monitoring=False, run_history=False, state_session_capacity=64,
                     theme=look.theme(), css=look.styles(), head=look.head(), footer_links=[], ssr_mode=False,
-                    prevent_thread_lock=True, quiet=True)
+                    prevent_thread_lock=True, quiet=True, **door(),
+                    app_kwargs={"middleware": [Middleware(Gate, chosen.hosts)],
+                                "routes": health.routes(page._queue, chosen.queue, READY, chosen.metrics)})
     except OSError:
         sys.exit(f"Port {PORT} is taken: choose another one, for example GRADIO_SERVER_PORT={PORT + 1} make app.")
     print(f"fastviz is ready: http://{chosen.address}:{PORT}", flush=True)

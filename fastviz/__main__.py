@@ -1,4 +1,4 @@
-"""Command line: compare, explain, sweep, fastest, history, doctor, fetch, fit, bench, search.
+"""Command line: compare, explain, sweep, fastest, history, doctor, fetch, deploy, fit, bench, search.
 
 Results go to stdout, one JSON line last; the rest to stderr.
 """
@@ -6,6 +6,8 @@ Results go to stdout, one JSON line last; the rest to stderr.
 import argparse
 import json
 import sys
+
+from .checkpoints import MODELS
 
 NUMBERS = {"seed": "0 to 4294967295", "steps": "sampling steps of the full model", "guidance": "1 switches it off",
            "size": "pixels, both ways", "repeats": "timed runs per row; 1 is quick"}
@@ -25,14 +27,21 @@ def arguments():
     commands.add_parser("history", help="find, open or delete what was run on this machine", add_help=False)
     explain = asking(commands, "explain", "why is it not faster? where each row's time goes, and what its methods can touch")
     explain.add_argument("--out", help="folder for explain.json and explain.png")
-    commands.add_parser("doctor", help="what runs here, and what to do about what does not")
+    doctor = commands.add_parser("doctor", help="what runs here, and what to do about what does not")
+    for command in (compare, explain, doctor):
+        command.add_argument("--model-folder", metavar="PATH", help="a diffusers folder of your own, as one more model")
+    deploy = commands.add_parser("deploy", help="upload this project as a Space")
+    deploy.add_argument("--space", required=True, metavar="NAME", help="owner/name, or name for your own")
+    deploy.add_argument("--profile", default="cpu-basic", help="a profile of spaces_config.yaml with hardware of a Space")
+    deploy.add_argument("--dry-run", action="store_true", help="only tell what would be uploaded")
     fetch = commands.add_parser("fetch", help="bring what is not shipped")
-    fetch.add_argument("what", choices=["lpips"], help="the ImageNet backbone of LPIPS")
-    fetch.add_argument("--net", choices=["alex", "vgg", "squeeze"], default="alex")
+    fetch.add_argument("what", choices=["lpips", *(key for key, model in MODELS.items() if model.hub)],
+                       help="the ImageNet backbone of LPIPS, or a model of the table with its weights")
+    fetch.add_argument("--net", choices=["alex", "vgg", "squeeze"], default="alex", help="which backbone of LPIPS")
     fit = commands.add_parser("fit", help="fit a schedule to a model", add_help=False)
     fit.add_argument("which", choices=["olss"])
     bench = commands.add_parser("bench", help="measure side by side with peers, or count against papers", add_help=False)
-    bench.add_argument("which", choices=["local", "flops", "claims", "blocks", "olss"])
+    bench.add_argument("which", choices=["local", "flops", "claims", "blocks", "olss", "gpu"])
     search = commands.add_parser("search", help="search a schedule on this model, or see why one is good", add_help=False)
     search.add_argument("which", choices=["reuse", "one-reuse"])
     return parser
@@ -80,7 +89,21 @@ def hint(request):
         print(f"Cut off, the prompt is too long for the model: {cut}", file=sys.stderr)
 
 
+def add_folder(args):
+    """Enters --model-folder into the table; a comparison runs it unless --model names another."""
+    if args.model_folder:
+        from .checkpoints import add_folder
+        from .request import BadRequest
+
+        try:
+            key = add_folder(args.model_folder)
+        except ValueError as error:
+            raise BadRequest("model", str(error)) from None
+        args.model = getattr(args, "model", None) or key
+
+
 def run_compare(args):
+    add_folder(args)
     request = request_of(args)
     from pathlib import Path
 
@@ -98,6 +121,8 @@ def run_compare(args):
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
     print(views.table(rows))
+    if note := models.MODELS[request.model].note:
+        print(note)
     if not args.no_history and any(row.image is not None for row in rows):
         from .explore.command import keep
 
@@ -155,15 +180,18 @@ def write_report(args, request, rows, environment):
         look = Inside(job)
         print("Recording for the report", file=sys.stderr)
         look.work()
+        if look.state == "failed":
+            print(look.sentence, file=sys.stderr)
     try:
         Path(args.report).write_text(html(job, look))
     finally:
-        if look:
+        if look and look.folder:
             shutil.rmtree(look.folder)
     print(f"Report written to {args.report}.")
 
 
 def run_explain(args):
+    add_folder(args)
     request = request_of(args)
     from pathlib import Path
 
@@ -196,6 +224,7 @@ def run_explain(args):
 
 
 def run_doctor(args):
+    add_folder(args)
     from . import doctor
 
     print(doctor.text(doctor.report()))
@@ -203,6 +232,11 @@ def run_doctor(args):
 
 
 def run_fetch(args):
+    if args.what in MODELS:
+        from . import hub
+
+        print(f"In place: {hub.fetch(MODELS[args.what])}")
+        return 0
     from . import metrics
 
     def on_progress(done, total):
@@ -213,10 +247,24 @@ def run_fetch(args):
     return 0
 
 
-def run_bench(args, rest):
-    from .bench import blocks, claims, flops, local, olss
+def run_deploy(args):
+    from . import deploy, profile
+    from .request import BadRequest
 
-    commands = {"local": local, "flops": flops, "claims": claims, "blocks": blocks, "olss": olss}
+    try:
+        plan = deploy.plan(profile.load(args.profile), args.profile)
+    except ValueError as error:
+        raise BadRequest("profile", str(error)) from None
+    print(deploy.text(args.space, plan))
+    if not args.dry_run:
+        print(deploy.upload(args.space, plan))
+    return 0
+
+
+def run_bench(args, rest):
+    from .bench import blocks, claims, flops, gpu, local, olss
+
+    commands = {"local": local, "flops": flops, "claims": claims, "blocks": blocks, "olss": olss, "gpu": gpu}
     return commands[args.which].main(rest) or 0
 
 
@@ -260,7 +308,8 @@ def main(argv=None):
     try:
         if args.command in apart:
             return apart[args.command](args, rest)
-        return {"compare": run_compare, "explain": run_explain, "doctor": run_doctor, "fetch": run_fetch}[args.command](args)
+        commands = {"compare": run_compare, "explain": run_explain, "doctor": run_doctor, "fetch": run_fetch, "deploy": run_deploy}
+        return commands[args.command](args)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130

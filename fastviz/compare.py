@@ -233,10 +233,11 @@ def without_reference(lanes, repeats):
         yield row_of(lane, lanes[0], repeats)
 
 
-def traced(request, row, *, on_step=None, stop=None):
-    """Runs a finished row once more and records what happens inside it -> Trace; see lens.py and each method's Recorded
-    classes for its channels. The picture is the row's. on_step, stop and errors as of run.generate."""
-    trace = Trace()
+def traced(request, row, *, on_step=None, stop=None, megabytes=128):
+    """Runs a finished row once more and records what happens inside it -> Trace of at most `megabytes`; see lens.py and
+    each method's Recorded classes for its channels. The picture is the row's. on_step, stop and errors as of
+    run.generate."""
+    trace = Trace(megabytes * 2**20)
     generate(models.load(request.model), request, request.methods[row.index], row.steps, on_step=on_step, stop=stop, trace=trace)
     return trace
 
@@ -251,10 +252,16 @@ def environment(pipe=None):
     import diffusers
 
     device, dtype = (pipe.device, pipe.unet.dtype) if pipe else (where := models.device(), models.precision(where))
-    return {"device": device_name(device), "dtype": str(dtype).removeprefix("torch."),
+    return told_of(pipe) | {"device": device_name(device), "dtype": str(dtype).removeprefix("torch."),
             "attention kernel": kernel(pipe, device, dtype), "threads": torch.get_num_threads(),
             "torch": torch.__version__, "diffusers": diffusers.__version__,
             "python": platform.python_version(), "system": platform.platform()}
+
+
+def told_of(pipe):
+    """What must be said of a distilled model beside its figures: {"model": sentence} or {}."""
+    note = next((model.note for model in models.MODELS.values() if models.is_loaded(model.key, pipe)), "")
+    return {"model": note} if note else {}
 
 
 def device_name(device):

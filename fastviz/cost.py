@@ -4,19 +4,18 @@ Counted are matrix products, attention and convolutions, two per multiply-add, w
 operations and normalisations are not, as everywhere in the field.
 """
 
-import copy
 import functools
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from .bare import configuration, on_meta
 from .methods import attached, method_of
-from .models import quiet
 from .patch import replaced
-from .run import context_of, guided
+from .run import context_of, encoded, guided, network_inputs
 
 KEPT = 256  # counts that are remembered
 counted, lock = {}, threading.Lock()
@@ -75,27 +74,6 @@ def describe(value):
     return tuple(map(describe, value)) if isinstance(value, (list, tuple)) else (type(value), value)
 
 
-networks = {}  # configurations of a pipeline -> its networks on the meta device
-
-
-@contextmanager
-def on_meta(pipe):
-    """A copy of the pipeline object with the networks of its configurations, but no weights."""
-    key = configuration(pipe)
-    if key not in networks:
-        with quiet(), torch.device("meta"):
-            parts = dict(unet=type(pipe.unet).from_config(pipe.unet.config),
-                         vae=type(pipe.vae).from_config(pipe.vae.config),
-                         text_encoder=type(pipe.text_encoder)(pipe.text_encoder.config))
-        networks[key] = {name: part.eval().requires_grad_(False) for name, part in parts.items()}
-    with replaced(copy.copy(pipe), **networks[key]) as bare:
-        yield bare
-
-
-def configuration(pipe):
-    return pipe.unet.to_json_string(), pipe.vae.to_json_string(), pipe.text_encoder.config.to_json_string()
-
-
 def kinds(stack, steps):
     """One label per step; steps with equal labels do equal work. From the methods' `kinds(knobs, steps)`; the steps of a
     method that has none all count as different."""
@@ -132,22 +110,22 @@ def flops(pipe, request, stack, steps):
 def count(pipe, request, stack, steps):
     side, mode = request.size // pipe.vae_scale_factor, Flops()
     context = context_of(pipe, request, steps, (side, side))
-    with on_meta(pipe) as bare, mode:
-        text, decoder, latents, prompt = ends(bare, request, side, mode)
-        with attached(bare, stack, context) as ready:
-            labels = with_past(kinds(stack, steps), context.frozen)
-            per_step = count_steps(ready.unet, latents, prompt, context, labels, mode)
+    with on_meta(pipe) as bare, mode, attached(bare, stack, context) as ready:
+        text, decoder, latents, inputs = ends(ready, request, context, mode)
+        labels = with_past(kinds(stack, steps), context.frozen)
+        per_step = count_steps(ready.unet, latents, inputs, context, labels, mode)
     return {"text": text, "steps": per_step, "decoder": decoder}
 
 
-def ends(bare, request, side, mode):
-    """FLOP of text encoder and decoder, and what the U-Net is given: latents of side x side and the prompt."""
-    latents, pair = torch.empty(1, bare.unet.config.in_channels, side, side, device="meta"), guided(bare, request)
-    prompt, negative = bare.encode_prompt(request.prompt, torch.device("meta"), 1, pair)
-    text = mode.total
-    bare.vae.decode(latents)
-    decoder = mode.total - text
-    return text, decoder, *((torch.cat([latents] * 2), torch.cat([negative, prompt])) if pair else (latents, prompt))
+def ends(pipe, request, context, mode):
+    """FLOP of text encoder and decoder, and what the U-Net is given on the context's grid: latents, and the rest by name."""
+    pair, start = guided(pipe, context), mode.total
+    made = encoded(pipe, request.prompt, pair, torch.device("meta"))
+    text = mode.total - start
+    latents = torch.empty(1, pipe.unet.config.in_channels, *context.grid, device="meta")
+    pipe.vae.decode(latents)
+    decoder = mode.total - start - text
+    return text, decoder, torch.cat([latents] * (1 + pair)), network_inputs(made, request.size)
 
 
 @torch.no_grad()
@@ -155,6 +133,7 @@ def inside(pipe, request, size, names):
     """FLOP of the full model at `size` px: {"text", "step", "decoder", "inside"}, the last within one step's modules
     `names` of the U-Net; "" is all of it. Names below another one count once."""
     side, mode, within = size // pipe.vae_scale_factor, Flops(), [0]
+    context = context_of(pipe, request, 1, (side, side))
 
     def counting(forward):
         def counted(*args, **kwargs):
@@ -164,22 +143,23 @@ def inside(pipe, request, size, names):
             return out
         return counted
 
-    outermost = [name for name in names if not any(name != other and f"{name}.".startswith(f"{other}.") for other in names)]
+    outermost = [name for name in names if not any(name != other and (not other or f"{name}.".startswith(f"{other}.")) for other in names)]
     with lock, on_meta(pipe) as bare, mode, ExitStack() as exits:
-        text, decoder, latents, prompt = ends(bare, request, side, mode)
+        text, decoder, latents, inputs = ends(bare, request, context, mode)
         for module in map(bare.unet.get_submodule, outermost):
             exits.enter_context(replaced(module, forward=counting(module.forward)))
-        step = count_steps(bare.unet, latents, prompt, context_of(pipe, request, 1, (side, side)), ["full"], mode)[0]
+        step = count_steps(bare.unet, latents, inputs, context, ["full"], mode)[0]
     return {"text": text, "step": step, "decoder": decoder, "inside": within[0]}
 
 
-def count_steps(unet, latents, prompt, context, labels, mode):
+def count_steps(unet, latents, inputs, context, labels, mode):
     """FLOP of every step: executed for the first step of each label."""
     timestep, found = torch.empty((), dtype=torch.long, device="meta"), {}
-    for context.step, label in enumerate(labels):
+    for step, label in enumerate(labels):
         if label not in found:
             before = mode.total
-            unet(latents, timestep, encoder_hidden_states=prompt)
+            context.start(step)
+            unet(latents, timestep, **inputs)
             found[label] = mode.total - before
     return tuple(found[label] for label in labels)
 

@@ -21,6 +21,7 @@ FLOORS = {  # package -> (lowest version, why not below)
     "transformers": ("5.0", "what the models are saved with"),
     "lpips": ("0.1.4", "version 0.1 of its weights"),
 }
+ABSENT = "not on this disk"
 KERNELS = {"math": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION,
            "memory-efficient": SDPBackend.EFFICIENT_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
 
@@ -57,6 +58,17 @@ def state(folder):
         return str(error)
 
 
+def model_state(model):
+    """The same for a model of the table; one that can be fetched and was not says how, and what it takes."""
+    if model.source is None and model.missing:
+        need = model.memory(models.device().type) / 2**30
+        return f"{ABSENT}: `python -m fastviz fetch {model.key}` brings it ({model.licence}; runs in about {need:.0f} GiB of memory)"
+    try:
+        return models.verify(model) or "verified"
+    except models.BadModel as error:
+        return str(error)
+
+
 def judge_state():
     """The same for the judge, which needs torchvision."""
     if fault := models.torchvision_fault():
@@ -68,7 +80,7 @@ def judge_state():
 
 def advice(told):
     """Sentences on what to do, most important first; [] when nothing is missing."""
-    torn = [sentence for sentence in (*told["models"].values(), told["judge"]) if sentence != "verified"]
+    torn = [sentence for sentence in (*told["models"].values(), told["judge"]) if sentence != "verified" and not sentence.startswith(ABSENT)]
     old = [f"Install {name} {floor} or later ({FLOORS[name][1]}): {f'{here} is too old' if here else 'it is missing'}."
            for name, (here, floor, good) in told["versions"].items() if not good]
     if "ready" not in told["backbones"].values():
@@ -85,7 +97,7 @@ def report():
         device=where.type, device_name=device_name(where), dtype=str(models.precision(where)).removeprefix("torch."),
         kernels={name: runs(kernel, where) for name, kernel in KERNELS.items()},
         threads=torch.get_num_threads(), cores=os.cpu_count(), python=platform.python_version(), versions=versions(),
-        models={key: state(model.folder) for key, model in models.MODELS.items()}, judge=judge_state(),
+        models={key: model_state(model) for key, model in models.MODELS.items()}, judge=judge_state(),
         backbones={net: metrics.backbone_fault(net) or "ready" for net in metrics.BACKBONES},
     )
     try:

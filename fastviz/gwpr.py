@@ -7,12 +7,13 @@ much each strip counts (iterative aggregation and disaggregation: Takahashi 1975
 The limit is the same, and it is reached in fewer rounds.
 """
 
-from functools import cached_property
-
 import torch
+
+from . import kernels
 
 HELD = 4 * 2**20  # bytes of a map up to which it is held rather than made again: about what a core's cache takes
 TILE = HELD  # bytes of the part of a map that is made at a time
+GPU_TILE = 256 * 2**20  # the same where each operation has to be launched
 COARSE = 1024  # rounds in the small chain of strips; a power of two, so ten products
 VARIANCE = (0.05, 4.0)  # of N s in a head that the filter lets through: below, it is flat; above, a few tokens have all
 
@@ -31,12 +32,14 @@ class Held:
     def __init__(self, q, k):
         exact = torch.promote_types(q.dtype, torch.float32)
         self.uniform = torch.full(q.shape[:3], 1 / q.shape[2], dtype=exact, device=q.device)
-        self.rows = max(1, TILE // (4 * q.shape[0] * q.shape[1] * k.shape[2]))
+        tile = TILE if q.device.type == "cpu" else GPU_TILE
+        self.rows = max(1, tile // (4 * q.shape[0] * q.shape[1] * k.shape[2]))
         self.widest = q.shape[2]  # the most strips that can be told apart
         self.prepare(q, k)
 
     def prepare(self, q, k):
         self.map = (q @ k.transpose(2, 3)).softmax(-1, dtype=self.uniform.dtype)
+        self.mean = None
 
     def votes(self, s, strips=1):
         """What each strip of queries gives to each key: s (B, H, N) -> (B, H, strips, M). Their sum is A^T s."""
@@ -44,12 +47,10 @@ class Held:
 
     def similarity(self, rows, columns):
         """(A_ij + A_ji) / 2, mean over heads, of self-attention: i of rows (B, P), j of columns (B, K) -> (B, P, K)."""
+        if self.mean is None:
+            self.mean = self.map.mean(1)
         batch, i, j = torch.arange(len(rows), device=rows.device)[:, None, None], rows[:, :, None], columns[:, None]
         return (self.mean[batch, i, j] + self.mean[batch, j, i]) / 2
-
-    @cached_property
-    def mean(self):
-        return self.map.mean(1)
 
 
 class Tiled(Held):
@@ -117,6 +118,15 @@ class Fused(Tiled):
         return (out * (lse.exp() / n)[..., None])[..., :strips].transpose(2, 3)
 
 
+class Streamed(Tiled):
+    """Votes from our own kernels: one pass for the log-sum-exp of the rows, and one a round that adds up columns."""
+
+    def votes(self, s, strips=1):
+        if self.lse is None:
+            self.lse = kernels.row_lse(self.q, self.k)
+        return kernels.column_sums(self.q, self.k, self.lse, s, strips)
+
+
 def on_cpu(q, k, v, bias=None):
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, scale=1.0)
 
@@ -138,10 +148,12 @@ def fits(q, device):
 def graph_of(q, k, way, device):
     """The attention of q (B, H, N, d), scaled, and k (B, H, M, d) in one of the three ways. way: "held", "tiles",
     "fused", or "auto": held while the map is small, else fused on a GPU, else tiles. device: "cpu", "cuda" ... of the
-    machine that it is meant for. Fused falls back to tiles where it does not fit."""
+    machine that it is meant for. Fused takes our kernels on CUDA, and falls back to tiles where nothing fits."""
     if way == "auto":
         small = 4 * q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] <= HELD
         way = "held" if small else "fused" if device == "cuda" else "tiles"
+    if way == "fused" and device == "cuda" and (kernels.here(q) or q.is_meta and torch.cuda.is_available()):
+        return Streamed(q, k)
     if way == "fused" and fits(q, device):
         return Fused(q, k, KERNELS[device])
     return Held(q, k) if way == "held" else Tiled(q, k)
@@ -164,12 +176,23 @@ def rank(graph, rounds, tolerance, strips=1, back=False):
     held; the words get the tokens' votes, u = A^T s, and pass them back, s <- A u."""
     s, n = graph.uniform, graph.uniform.shape[2]
     strips = next(count for count in range(min(strips, graph.widest), 0, -1) if n % count == 0)
+    done = None
     for left in reversed(range(rounds)):
-        before, s = s, settled(graph.votes(s, strips))
-        s = normalised((graph.map @ s[..., None])[..., 0] if back else s)
-        if left and not s.is_meta and (s - before).abs().sum(-1).max() < tolerance:
-            break
+        after = settled(graph.votes(s, strips))
+        after = normalised((graph.map @ after[..., None])[..., 0] if back else after)
+        before, s = s, after if done is None else torch.where(done, s, after)
+        if left and not s.is_meta:
+            still = (s - before).abs().sum(-1).max() < tolerance
+            if stops(s) and still:
+                break
+            done = still if done is None else done | still
     return s
+
+
+def stops(s):
+    """Whether it pays to ask if the last round changed nothing. A GPU would have to be waited for, and a graph that is
+    being compiled cannot tell: there all rounds are made, and those after the last that counts leave `s` as it is."""
+    return s.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def aggregate(scores, how):

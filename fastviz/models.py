@@ -1,45 +1,26 @@
-"""The table of models and the only code that loads weights."""
+"""The only code that loads weights: what lies on this disk, verified; and what a model reads of a prompt."""
 
 import contextlib
 import functools
+import gc
 import hashlib
 import json
 import logging
 import sys
 import threading
 import unicodedata
-from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from .checkpoints import MODELS, ROOT, Model  # noqa: F401  others know them by this module
+
 HASHES = "hashes.json"  # beside the folders that it speaks of: {"model/unet/config.json": sha256, ...}
 SAFE = {".safetensors", ".json", ".txt"}  # everything else in a model's folder is refused
+PIPELINES, LIBRARIES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline"), {"diffusers", "transformers", "stable_diffusion"}
+LEFT_OUT = {"safety_checker": None, "feature_extractor": None, "image_encoder": None, "requires_safety_checker": False,
+            "add_watermarker": False}  # what does not take part in making a picture
+OPTIONS = {"StableDiffusionPipeline": {"requires_safety_checker"}, "StableDiffusionXLPipeline": {"add_watermarker"}}
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Model:
-    """One model that a request may name. size, sizes: px; steps, guidance: its defaults; source: folder, from the
-    project's root; closed: its language has only the words of its vocabulary, and others are named to the user."""
-    key: str
-    title: str
-    source: str
-    size: int
-    sizes: tuple
-    steps: int
-    guidance: float
-    licence: str
-    closed: bool = False
-
-    @property
-    def folder(self):
-        return ROOT / self.source
-
-
-MODELS = {model.key: model for model in (
-    Model("stickers", "Stickers (embedded)", "assets/stickers/model", 256, (128, 256, 384, 512), 50, 3.0, "Apache-2.0",
-          closed=True),
-)}
 
 CLIP = ("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41",
         "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb")  # name, revision, sha256 of the weights
@@ -60,9 +41,9 @@ def contents(folder):
     return sorted(path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts))
 
 
-def hashes(folder):
-    """{path relative to `folder`: sha256 of the file}."""
-    return {name: sha256(Path(folder, name)) for name in contents(folder)}
+def hashes(folder, part=""):
+    """{path relative to `folder`: sha256 of the file}, of those that begin with `part`."""
+    return {name: sha256(Path(folder, name)) for name in contents(folder) if name.startswith(part)}
 
 
 def write_hashes(parent):
@@ -71,10 +52,11 @@ def write_hashes(parent):
     Path(parent, HASHES).write_text(json.dumps(table, indent=1) + "\n")
 
 
-def check(folder):
+def check(folder, recorded=False, part=""):
     """Raises BadModel unless `folder` holds exactly the files of the hashes.json beside it, unchanged, and no pickle.
 
-    Returns "" when all is verified, or the sentence that says why hashes could not be compared.
+    recorded: without a hashes.json it is refused; part: looks only at the files whose names begin with it. Returns ""
+    when all is verified, or the sentence that says why hashes could not be compared.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -84,18 +66,32 @@ def check(folder):
             raise BadModel(f"{folder / name} is no file for a model ({', '.join(sorted(SAFE))}): remove it.")
     table = folder.parent / HASHES
     if not table.is_file():
+        if recorded:
+            raise BadModel(f"There is no {table}, so nobody knows what was fetched: `python -m fastviz fetch "
+                           f"{folder.parent.name}` writes it when all is complete.")
         return f"There is no {table}: the files of {folder.name} were not verified."
-    prefix, told = folder.name + "/", json.loads(table.read_text())
-    told = {name.removeprefix(prefix): value for name, value in told.items() if name.startswith(prefix)}
-    found = hashes(folder)
+    prefix, told = f"{folder.name}/{part}", json.loads(table.read_text())
+    told = {name.removeprefix(f"{folder.name}/"): value for name, value in told.items() if name.startswith(prefix)}
+    found = hashes(folder, part)
     for name in sorted(told.keys() | found.keys()):
         if name not in found:
-            raise BadModel(f"{folder / name} is missing: get the complete project again.")
+            raise BadModel(f"{folder / name} is missing: {again(folder, recorded)}.")
         if name not in told:
             raise BadModel(f"{folder / name} is not a file of this model: remove it.")
         if told[name] != found[name]:
-            raise BadModel(f"{folder / name} was changed or damaged: get the complete project again.")
+            raise BadModel(f"{folder / name} was changed or damaged: {again(folder, recorded)}.")
     return ""
+
+
+def again(folder, fetched):
+    return f"delete it and run `python -m fastviz fetch {folder.parent.name}`" if fetched else "get the complete project again"
+
+
+def verify(model, part=""):
+    """`check` of a model's folder; one that is not there is told with what to do."""
+    if model.missing:
+        raise BadModel(model.missing)
+    return check(model.folder, recorded=model.source is None, part=part)
 
 
 def device():
@@ -145,20 +141,73 @@ def quiet():
         yield
 
 
+def index(folder):
+    """What model_index.json says of a pipeline. BadModel unless it is one that runs here, made of diffusers' and
+    transformers' own classes."""
+    try:
+        told = json.loads(Path(folder, "model_index.json").read_text())
+        kind = told["_class_name"]
+        libraries = {part[0] for part in told.values() if isinstance(part, list)} - {None}
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise BadModel(f"{folder} is no folder of a diffusers pipeline ({error}): choose one with a model_index.json.") from error
+    if kind not in PIPELINES:
+        raise BadModel(f"{folder} holds a {kind}, and only {' and '.join(PIPELINES)} run here.")
+    if strange := libraries - LIBRARIES:
+        raise BadModel(f"{folder} asks for code of {', '.join(map(str, strange))}: only diffusers and transformers are run.")
+    return told
+
+
+def free_memory(where):
+    """Bytes that may still be allocated on a device."""
+    import psutil
+    import torch
+
+    return torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else psutil.virtual_memory().available
+
+
+def make_room(model, where):
+    """Lets other models go when `model` would not fit beside them. BadModel when it does not fit at all."""
+    if model.memory(where.type) > free_memory(where):
+        _loaded.clear()
+        gc.collect()
+    need, free = model.memory(where.type), free_memory(where)
+    if need > free:
+        raise BadModel(f"{model.title} takes about {need / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB are free: close "
+                       "other programs, or choose a smaller model.")
+
+
+def dtypes(model, kind, where):
+    """What from_pretrained makes of the weights. SDXL's decoder overflows in half precision and stays in single."""
+    import torch
+
+    one = precision(where) if model.dtype == "half" else torch.float32
+    return {"default": one, "vae": torch.float32} if kind == PIPELINES[1] else one
+
+
 def read(model):
     """Loads `model` from its folder: verified, safetensors only, no network, no code but diffusers' own."""
-    for fault in filter(None, (check(model.folder), torchvision_fault())):
+    for fault in filter(None, (verify(model), torchvision_fault())):
         log.warning("%s", fault)
-    import torch
     from diffusers import DiffusionPipeline
 
-    where = device()
+    told, where = index(model.folder), device()
+    left_out = {name: value for name, value in LEFT_OUT.items() if name in told or name in OPTIONS[told["_class_name"]]}
+    make_room(model, where)
     try:
         with quiet():
-            pipe = DiffusionPipeline.from_pretrained(model.folder, dtype=precision(where), local_files_only=True,
-                                                     use_safetensors=True)
+            pipe = DiffusionPipeline.from_pretrained(
+                model.folder, dtype=dtypes(model, told["_class_name"], where), local_files_only=True, use_safetensors=True,
+                variant=model.variant or None, **left_out)
     except Exception as error:
-        raise BadModel(f"{model.folder} could not be read ({error}): get the complete project again.") from error
+        raise BadModel(f"{model.folder} could not be read ({error}): {again(model.folder, model.source is None)}.") from error
+    return ready(pipe, model, where)
+
+
+def ready(pipe, model, where):
+    """The pipeline as it runs here: on its device, frozen, with the scheduler that the table names."""
+    import torch
+    from diffusers import DDIMScheduler
+
     pipe.to(where)
     pipe.set_progress_bar_config(disable=True)
     for part in (part for part in pipe.components.values() if isinstance(part, torch.nn.Module)):
@@ -166,10 +215,13 @@ def read(model):
     if where.type == "cpu":  # U-Net 3 %, decoder 20 % faster than contiguous (AVX2, one thread), and as repeatable
         for part in (pipe.unet, pipe.vae):
             part.to(memory_format=torch.channels_last)
+    if model.scheduler == "ddim":
+        known = {"clip_sample": False, "set_alpha_to_one": False} | dict(pipe.scheduler.config)
+        pipe.scheduler = DDIMScheduler.from_config(known)
     return pipe
 
 
-_loaded, _lock = {}, threading.Lock()
+_loaded, _beside, _lock = {}, {}, threading.Lock()
 
 
 def load(key):
@@ -178,6 +230,21 @@ def load(key):
         if key not in _loaded:
             _loaded[key] = read(MODELS[key])
         return _loaded[key]
+
+
+def is_loaded(key, pipe):
+    """Whether `pipe` is what `load(key)` gave."""
+    return pipe is not None and _loaded.get(key) is pipe
+
+
+def load_beside(folder):
+    """The pipeline in `folder`, which belongs to a model and is none of its own, read again when its files were exchanged.
+    BadModel when it is missing or changed."""
+    stamp = tuple((name, Path(folder, name).stat().st_mtime_ns) for name in contents(folder))
+    with _lock:
+        if _beside.get(folder, (None,))[0] != stamp:
+            _beside[folder] = stamp, read(Model(folder.name, folder.name, str(folder), 0, (), 1, 1.0, ""))
+        return _beside[folder][1]
 
 
 def load_clip():
@@ -201,7 +268,7 @@ def load_clip():
 @functools.cache
 def tokenizer(folder):
     """The tokenizer of a model's folder: a copy of our own, because the pipeline's is written to while it runs."""
-    check(folder)
+    check(folder, part="tokenizer/")
     with _lock:  # transformers cannot be imported by two threads at once
         from transformers import CLIPTokenizer
 

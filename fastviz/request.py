@@ -5,7 +5,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from .methods import BY_KEY, METHODS, few_step, method_of
+from .methods import BY_KEY, METHODS, few_step, method_of, steps_of
 from .models import MODELS
 
 PROMPT_LENGTH = 300
@@ -25,6 +25,9 @@ class BadRequest(ValueError):
     def __init__(self, field, sentence):
         super().__init__(sentence)
         self.field = field
+
+    def __reduce__(self):
+        return type(self), (self.field, str(self))
 
 
 def check_prompt(prompt):
@@ -177,18 +180,18 @@ def check_stack(stack):
 class Request:
     """One comparison. Made means checked: a bad value raises BadRequest with a sentence.
 
-    prompt: 1-300 characters; seed: 0..2**32-1; steps: 1-100; guidance: 1 (off) to 20, None for the model's own;
-    size: px of the square picture, None for the model's own; model: a key of models.MODELS;
-    methods: text such as "full, tome(ratio=0.4), tome+attention_reuse", or a tuple of stacks (tuples of Knobs); the full
-    model is always the first row; repeats: how often each row is timed.
+    prompt: 1-300 characters; seed: 0..2**32-1; model: a key of models.MODELS; steps: 1-100; guidance: 1 (off) to 20;
+    size: px of the square picture; methods: text such as "full, tome(ratio=0.4), tome+attention_reuse", or a tuple of
+    stacks (tuples of Knobs); the full model is always the first row; repeats: how often each row is timed. None is the
+    model's own steps, guidance, size and methods, and a model may allow less.
     """
     prompt: str
     seed: int = 0
-    steps: int = 50
+    steps: int | None = None
     guidance: float | None = None
     size: int | None = None
     model: str = "stickers"
-    methods: tuple | str = "full,few_step,attention_reuse,tome"
+    methods: tuple | str | None = None
     repeats: int = 3
 
     def __post_init__(self):
@@ -199,17 +202,44 @@ class Request:
         size = check_number("size", "Size", size, min(model.sizes), max(model.sizes), int)
         if size not in model.sizes:
             raise BadRequest("size", f"Size must be one of {', '.join(map(str, model.sizes))}.")
-        guidance = model.guidance if self.guidance is None else self.guidance
         values = dict(
             prompt=check_prompt(self.prompt), size=size,
             seed=check_number("seed", "Seed", self.seed, 0, 2**32 - 1, int),
-            steps=check_number("steps", "Steps", self.steps, *STEPS, int),
-            guidance=check_number("guidance", "Guidance", guidance, *GUIDANCE, float),
+            steps=check_steps(model, model.steps if self.steps is None else self.steps),
+            guidance=check_guidance(model, model.guidance if self.guidance is None else self.guidance),
             repeats=check_number("repeats", "Repeats", self.repeats, *REPEATS, int),
-            methods=check_methods(self.methods),
+            methods=check_methods(model.rows if self.methods is None else self.methods),
         )
+        fit_model(model, values["methods"], values["steps"])
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+
+def check_steps(model, steps):
+    steps = check_number("steps", "Steps", steps, *STEPS, int)
+    if steps > model.most_steps:
+        most = "one step" if model.most_steps == 1 else f"{model.most_steps} steps at most"
+        raise BadRequest("steps", f"{model.title} was made for {most}: set the steps to {model.most_steps}.")
+    return steps
+
+
+def check_guidance(model, guidance):
+    guidance = check_number("guidance", "Guidance", guidance, *GUIDANCE, float)
+    if guidance > model.most_guidance:
+        raise BadRequest("guidance", f"{model.title} was made to run without guidance: set it to {model.most_guidance:g}.")
+    return guidance
+
+
+def fit_model(model, stacks, steps):
+    """BadRequest for a row that does nothing on this model, or that takes more steps than it was made for."""
+    for method in (method_of(knobs) for stack in stacks for knobs in stack):
+        if method.KEY not in model.methods:
+            raise BadRequest("methods", f"{method.TITLE} changes nothing on {model.title}: leave it out.")
+    for stack in stacks:
+        if not any(getattr(knobs, "match", "") for knobs in stack):
+            if (taken := steps_of(stack, steps)) > model.most_steps:
+                raise BadRequest("methods", f"{stack_text(stack)} takes {taken} steps, and {model.title} was made for "
+                                            f"{model.most_steps} at most: set fewer.")
 
 
 def check_methods(methods):

@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import errno
 import gc
 import threading
 import time
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 from . import lens, ranges
-from .methods import attached
+from .methods import attached, weights_first
 from .patch import Refused, replaced
 from .trace import Context, Trace
 
@@ -60,9 +61,10 @@ def noise(pipe, request):
     return torch.randn(shape, generator=torch.Generator().manual_seed(request.seed)).to(pipe.unet.dtype)
 
 
-def guided(pipe, request):
-    """Whether the pipeline runs the U-Net on a pair, without and with the prompt."""
-    return request.guidance > 1 and pipe.unet.config.time_cond_proj_dim is None
+def guided(pipe, told):
+    """Whether the pipeline runs the U-Net on a pair, without and with the prompt. told: a Request, or a run's Context once
+    its methods are attached."""
+    return told.guidance > 1 and pipe.unet.config.time_cond_proj_dim is None
 
 
 def context_of(pipe, request, steps, grid, trace=None, profiled=False):
@@ -75,6 +77,31 @@ def pictures(pipe, latents):
     """Latents (B, 4, h, w) -> PIL pictures, as the pipeline makes them."""
     scaled = latents.to(pipe.device, pipe.vae.dtype) / pipe.vae.config.scaling_factor
     return pipe.image_processor.postprocess(pipe.vae.decode(scaled, return_dict=False)[0], output_type="pil")
+
+
+TEXT = "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"
+
+
+@torch.no_grad()
+def encoded(pipe, prompts, pair, device):
+    """What the text encoders make of a prompt, or of a list, by the names that the pipeline's call takes: two entries, with
+    SDXL four. pair: whether the empty prompt is wanted too, see `guided`."""
+    made = pipe.encode_prompt(prompts, device=device, num_images_per_prompt=1, do_classifier_free_guidance=pair)
+    return dict(zip(TEXT, made))
+
+
+def network_inputs(made, size):
+    """What the U-Net is told beside latents and timestep, from what `encoded` made: the prompt, after the empty one where
+    there is guidance. SDXL's also the pooled prompt, and six numbers: picture's size, corner of the crop, size wanted."""
+    def both(name):
+        return torch.cat([part for part in (made.get(f"negative_{name}"), made[name]) if part is not None])
+
+    told = {"encoder_hidden_states": both("prompt_embeds")}
+    if "pooled_prompt_embeds" in made:
+        pooled = both("pooled_prompt_embeds")
+        ids = torch.tensor([[size, size, 0, 0, size, size]], device=pooled.device, dtype=pooled.dtype)
+        told["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids.repeat(len(pooled), 1)}
+    return told
 
 
 class Clock:
@@ -175,7 +202,11 @@ def failure(error, request):
         return Failed(f"Out of memory at {request.size} px: choose a smaller size, or close what else uses this device.")
     if isinstance(error, torch.AcceleratorError):
         return Lost("The device stopped answering: start the program again.")
-    return None
+    return Failed("The disk is full: make room and try again.") if disk_full(error) else None
+
+
+def disk_full(error):
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def free():
@@ -189,8 +220,10 @@ def sample(pipe, request, stack, steps, on_step, stop, trace, profiled):
     context = context_of(pipe, request, steps, tuple(start.shape[2:]), trace, profiled)
     pipe = copy.copy(pipe)  # a call leaves its arguments on the pipeline object: let it leave them on a copy
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    weights, rest = weights_first(stack)
     with replaced(pipe, scheduler=scheduler, _progress_bar_config={"disable": True}), \
-            lens.attach(pipe, request, context), attached(pipe, stack, context) as ready, ranges.attach(ready, context):
+            attached(pipe, weights, context) as pipe, lens.attach(pipe, request, context), attached(pipe, rest, context) as ready, \
+            ranges.attach(ready, context):
         memory, clock = Peak(ready.device), Clock(ready.device)
         latents, image = timed(ready, request, start, clock, context, on_step, stop)
         text, *times, decode = clock.spans()
@@ -205,22 +238,26 @@ def timed(pipe, request, latents, clock, context, on_step, stop):
     def step_done(_, i, timestep, tensors):
         nonlocal latents
         clock.mark()
-        latents, context.step = tensors["latents"], i + 1
+        latents = tensors["latents"]
         if on_step:
             on_step(i + 1, context.steps)
         if stop and stop():
             raise Stopped
         clock.mark()
+        if i + 1 < context.steps:
+            context.start(i + 1)
         return {}
 
     clock.mark()
-    with torch.no_grad():
-        prompt, negative = pipe.encode_prompt(request.prompt, pipe.device, 1, guided(pipe, request))
+    text = encoded(pipe, request.prompt, guided(pipe, context), pipe.device)
     clock.mark()
     clock.mark()
-    image = pipe(
-        prompt_embeds=prompt, negative_prompt_embeds=negative, latents=latents, height=request.size, width=request.size,
-        num_inference_steps=context.steps, guidance_scale=request.guidance, callback_on_step_end=step_done).images[0]
+    context.start(0)
+    last = pipe(
+        **text, latents=latents, height=request.size, width=request.size, num_inference_steps=context.steps,
+        guidance_scale=context.guidance, callback_on_step_end=step_done, output_type="latent",
+        generator=torch.Generator().manual_seed(~request.seed & 2**63 - 1)).images  # for schedulers that draw noise as they go
+    image, = pictures(pipe, last)
     clock.mark()
     return latents, image
 

@@ -178,13 +178,8 @@ def picture_at(path):
         return image.convert("RGB")
 
 
-def archive(request, rows, environment=None):
-    """The same files as the bytes of a zip archive."""
-    return zipped(files(request, rows, environment))
-
-
-def zipped(found):
-    """{file name: bytes} as the bytes of a zip archive."""
+def archive(found):
+    """What `files` gave as the bytes of a zip archive."""
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as zipped:
         for name, content in found.items():

@@ -1,6 +1,7 @@
 """What passes between a run and the methods attached to it: the Context, and the Trace that a traced run fills."""
 
 from collections import Counter, defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,9 +49,11 @@ def load(path, block=None):
 class Context:
     """What one run tells the methods attached to it, and what they report back. Made anew for every run.
 
-    steps: sampling steps of this run; seed, guidance: the request's; grid: (height, width) of the latents.
+    steps: sampling steps of this run; seed, guidance: the request's, guidance 1 where weights do without; grid: (height, width) of the latents.
     device: type of the device that the run is for, such as "cuda", also where it is only counted, on the meta device.
-    step: index of the sampling step under way, 0 first, moved on by run.py.
+    step: index of the sampling step under way, moved on by `start`.
+    starting: functions of the step, called in order by `start`. What a method decides for a step it decides there, and
+        stores it as tensors or as one of a few values: a compiled network then has one graph for each kind of step.
     frozen: (step, part) pairs, part "self" or "cross", at which stored attention is used again. A method that draws or
         chooses tokens must then keep its last assignment: a stored map belongs to the tokens that it was made with.
     pruned: names of transformer blocks that see only some of their grid's tokens at this step.
@@ -67,6 +70,7 @@ class Context:
     device: str = "cpu"
     guidance: float = 1.0
     step: int = 0
+    starting: list = field(default_factory=list)
     frozen: set = field(default_factory=set)
     pruned: set = field(default_factory=set)
     seen: dict = field(default_factory=dict)
@@ -74,3 +78,18 @@ class Context:
     kept_bytes: dict = field(default_factory=dict)
     trace: Trace | None = None
     ranges: bool = False
+
+    def start(self, step):
+        """Begins sampling step `step`; to be called before the network runs. Returns its kind, what the methods decided:
+        steps of equal kinds execute the same operations."""
+        self.step = step
+        return tuple(function(step) for function in self.starting)
+
+    @contextmanager
+    def at_start(self, function, first=False):
+        """Has `function` called at the start of every step within a with block, `first` or after those before it."""
+        self.starting.insert(0 if first else len(self.starting), function)
+        try:
+            yield
+        finally:
+            self.starting.remove(function)

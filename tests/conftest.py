@@ -1,9 +1,16 @@
 """Fixtures shared by all tests. The tiny pipeline is made of real classes at tiny size with seeded random weights."""
 
+import json
 import os
+import runpy
 import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 
+OFFLINE = Path(__file__).parent / "offline"
+os.environ["OFFLINE_LOG"] = tempfile.mkstemp(prefix="fastviz-offline-")[1]
+os.environ["PYTHONPATH"] = os.pathsep.join([str(OFFLINE), *filter(None, [os.environ.get("PYTHONPATH")])])
+runpy.run_path(str(OFFLINE / "sitecustomize.py"))  # this process; those that it starts find it themselves
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads, and lose all where cores are shared
@@ -13,6 +20,31 @@ os.environ["FASTVIZ_HISTORY"] = HISTORY.name  # not the user's own
 
 import pytest
 import torch
+from ledger import LEDGER
+
+RELIABILITY = ("test_reliability.py", "test_load.py", "test_faults.py", "test_input.py")
+
+
+def pytest_runtest_logreport(report):
+    if report.failed and report.nodeid.partition("::")[0].endswith(RELIABILITY):
+        LEDGER.unexpected += 1
+
+
+def pytest_unconfigure(config):
+    """The ledger is the very last line."""
+    if LEDGER.submitted and (terminal := config.pluginmanager.get_plugin("terminalreporter")):
+        terminal.write_line(LEDGER.line())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def offline():
+    """Nothing that any test starts asks another machine for anything."""
+    yield
+    with open(os.environ["OFFLINE_LOG"]) as file:
+        assert file.read() == "", "a machine outside was asked for"
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels are then run on the processor; read when triton is imported
 
 
 def make_tiny():
@@ -55,12 +87,16 @@ def at_home(pipe, folder):
 @pytest.fixture(scope="session")
 def olss_files(tiny_pipe, tmp_path_factory):
     """A folder of OLSS coefficients fitted to the tiny pipeline as the model `stickers`: 4 and 10 steps, guidance 3."""
+    return fit_olss(tiny_pipe, tmp_path_factory.mktemp("assets") / "stickers" / "model")
+
+
+def fit_olss(tiny_pipe, folder):
     from fastviz import fitted
     from fastviz.fit import calibrate, olss, solvers, subspace
     from fastviz.request import Request
     from fastviz.search.network import Network
 
-    folder, config = tmp_path_factory.mktemp("assets") / "stickers" / "model", dict(tiny_pipe.scheduler.config)
+    config = dict(tiny_pipe.scheduler.config)
     known = calibrate.study(config, 20, [Network(tiny_pipe, [Request("a cat", seed=1, size=128, methods="full")])], [], [])
     with at_home(tiny_pipe, folder):
         belongs = {"guidance": 3.0, "weights": fitted.weights(folder)}
@@ -74,11 +110,62 @@ def olss_files(tiny_pipe, tmp_path_factory):
     return folder.parent / "olss"
 
 
+@pytest.fixture(scope="session")
+def student_files(tiny_pipe, olss_files):
+    """The folder of an untrained student of the tiny pipeline, beside it."""
+    from types import SimpleNamespace
+
+    from fastviz import fitted
+    from fastviz.methods import sdxs
+    from fastviz.stickers.sdxs import export, network
+
+    torch.manual_seed(1)
+    guide = SimpleNamespace(text=tiny_pipe.text_encoder, tokenizer=tiny_pipe.tokenizer)
+    student = export.pipeline(guide, network.student_of(tiny_pipe.unet), network.small_vae(tiny_pipe.vae))
+    folder = sdxs.path_of(olss_files.parent / "model")
+    student.save_pretrained(folder)
+    with at_home(tiny_pipe, olss_files.parent / "model") as home:
+        (folder / sdxs.ABOUT).write_text(json.dumps({"teacher": fitted.weights(home)}))
+    return folder
+
+
 @pytest.fixture(scope="module")
-def tiny_home(tiny_pipe, olss_files):
-    """The tiny pipeline in a folder, with the coefficients beside it."""
+def tiny_home(tiny_pipe, olss_files, student_files):
+    """The tiny pipeline in a folder, with the coefficients and the student beside it."""
     with at_home(tiny_pipe, olss_files.parent / "model") as folder:
         yield folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """The tiny pipeline as a model is shipped: a folder of safetensors with the hashes beside it."""
+    from fastviz import models
+
+    parent = tmp_path_factory.mktemp("shipped")
+    make_tiny().save_pretrained(parent / "model")
+    models.write_hashes(parent)
+    return parent / "model"
+
+
+@pytest.fixture(scope="session")
+def reference(tiny_folder):
+    """reference(seed, steps): the digest of the full model's picture as it is made here, without any server."""
+    import dataclasses
+    import functools
+
+    from serving import pixels
+
+    from fastviz import models, run
+    from fastviz.request import Request
+
+    pipe = models.read(dataclasses.replace(models.MODELS["stickers"], source=str(tiny_folder)))
+
+    @functools.cache
+    def digest(seed, steps=2):
+        request = Request("a cat", seed=seed, steps=steps, size=128, methods="full")
+        return pixels(run.generate(pipe, request, request.methods[0], steps).image)
+
+    return digest
 
 
 @pytest.fixture(scope="session")
@@ -87,4 +174,23 @@ def server(tmp_path_factory):
     from serving import serve
 
     with serve(tmp_path_factory.mktemp("tmp")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tiny_server(tmp_path_factory, tiny_folder):
+    """The page with the tiny model."""
+    from serving import serve
+
+    with serve(tmp_path_factory.mktemp("tiny"), ("tests/tiny_app.py",), TINY=str(tiny_folder), GRADIO_ANALYTICS_MAX_EVENTS="8") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def faulty_server(tmp_path_factory, tiny_folder):
+    """The same under its supervisor, on a machine that fails where the seed says: see faulty_app.py."""
+    from serving import serve
+
+    code = "import sys, pathlib; from fastviz import supervise; supervise.APP = pathlib.Path('tests/faulty_app.py'); sys.exit(supervise.main())"
+    with serve(tmp_path_factory.mktemp("faulty"), ("-c", code), TINY=str(tiny_folder)) as running:
         yield running

@@ -247,6 +247,7 @@ def predicted(pipe, knobs, seed=1, **told):
     """(noise prediction, context) of one step with these knobs."""
     context = Context(1, grid=(16, 16), **told)
     with atedm.attach(pipe, knobs, context) as ready:
+        context.start(0)
         return predict(ready.unet, seed=seed), context
 
 
@@ -319,8 +320,9 @@ def hidden(pipe, knobs, steps=1, seeds=None, name="up_blocks.1.attentions.0"):
     host = pipe.unet.get_submodule(name)
     with atedm.attach(pipe, knobs, context) as ready:
         hook = host.proj_out.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-        for context.step in range(steps):
-            predict(ready.unet, seed=seeds[context.step] if seeds else 1)
+        for step in range(steps):
+            context.start(step)
+            predict(ready.unet, seed=seeds[step] if seeds else 1)
         hook.remove()
     return seen, {key.removeprefix("atedm."): [cells[step, name] for step in range(steps)]
                   for key, cells in trace.channels.items()}
@@ -356,6 +358,7 @@ def test_previous_values_fill_in_after_the_first_step(tiny_pipe):
         assert (told["source"][step].flatten()[pruned] == -1).all()
     context = Context(1, grid=(16, 16))
     with atedm.attach(tiny_pipe, knobs, context) as pipe:
+        context.start(0)
         predict(pipe.unet)
     assert context.kept_bytes == {"atedm": 4 * 2 * 32 * (3 * 256 + 3 * 64)}
 
@@ -382,7 +385,9 @@ def test_halves_choose_together_alone_or_by_the_prompt(tiny_pipe):
     def alone(half):
         torch.manual_seed(1)
         latents, text = torch.randn(2, 4, 16, 16), torch.randn(2, 24, 32)
-        with atedm.attach(tiny_pipe, PLAIN, Context(1, grid=(16, 16))) as pipe, torch.no_grad():
+        context = Context(1, grid=(16, 16))
+        with atedm.attach(tiny_pipe, PLAIN, context) as pipe, torch.no_grad():
+            context.start(0)
             return pipe.unet(latents[half:][:1], 500, encoder_hidden_states=text[half:][:1]).sample
 
     for half in range(2):
@@ -424,8 +429,9 @@ def tokens(pipe, knobs, steps, frozen=(), name=None):
     trace = Trace()
     context = Context(steps, grid=(16, 16), frozen=set(frozen), trace=trace)
     with atedm.attach(pipe, knobs, context) as ready:
-        for context.step in range(steps):
-            predict(ready.unet, seed=context.step)
+        for step in range(steps):
+            context.start(step)
+            predict(ready.unet, seed=step)
     found = {}
     for (step, layer), mask in trace.channels["atedm.kept"].items():
         found.setdefault(layer, []).append((int(mask.sum()), mask.tobytes()))
@@ -467,7 +473,8 @@ def test_stored_maps_meet_the_tokens_that_they_were_made_with(tiny_pipe):
     def last(*stack):
         context = Context(6, grid=(16, 16))
         with attached(tiny_pipe, stack, context) as pipe:
-            for context.step in range(6):
+            for step in range(6):
+                context.start(step)
                 found = predict(pipe.unet)
         return found
 
@@ -480,7 +487,8 @@ def test_merging_takes_the_whole_grids_and_pruning_the_rest(tiny_pipe):
     def run(*stack):
         context = Context(10, seed=4, grid=(16, 16))
         with attached(tiny_pipe, stack, context) as pipe:
-            for context.step in (0, 5):
+            for step in (0, 5):
+                context.start(step)
                 found = predict(pipe.unet)
         assert not context.pruned
         return found, context
@@ -494,7 +502,9 @@ def test_merging_takes_the_whole_grids_and_pruning_the_rest(tiny_pipe):
 
 
 def test_a_grid_that_is_not_the_runs_is_named(tiny_pipe):
-    with atedm.attach(tiny_pipe, Knobs(), Context(1, grid=(32, 32))) as pipe:
+    context = Context(1, grid=(32, 32))
+    with atedm.attach(tiny_pipe, Knobs(), context) as pipe:
+        context.start(0)
         with pytest.raises(ValueError, match="256 tokens where 32 x 32"):
             predict(pipe.unet)
 

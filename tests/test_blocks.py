@@ -30,6 +30,8 @@ def test_both_merge_as_many_tokens(made):
     assert len(ours[0].unique(dim=0)) == len(theirs[0].unique(dim=0)) == 32
     with torch.no_grad():
         assert made["attention of merged"]().shape == (2, 32, 32)
+        whole, shared = made["merged attention"]()[1], made["merged attention, match shared"]()
+    assert torch.equal(whole, shared) and len(whole[0].unique(dim=0)) == 32
 
 
 def test_what_is_left_out_is_filled_in(made):
@@ -38,11 +40,12 @@ def test_what_is_left_out_is_filled_in(made):
 
 
 def test_ratios_follow_from_the_times():
-    told = {"attention, fused": 4.0, "attention, materialised": 8.0, "attention of merged": 1.0, "match": 0.5, "merge, unmerge": 0.25,
+    told = {"merged attention": 3.0, "merged attention, match shared": 1.5, "tomesd merged attention": 6.0, "attention, fused": 4.0, "attention, materialised": 8.0, "attention of merged": 1.0, "match": 0.5, "merge, unmerge": 0.25,
             "tomesd match": 1.0, "tomesd merge, unmerge": 0.5, "rank": 2.0, "find copies": 1.0, "leave out, copy": 0.1, "make map": 3.0,
             "reuse map": 2.0}
     assert blocks.ratios(told) == {
-        "match, merge, unmerge / tomesd's": 0.5, "merged / fused": 0.4375, "merged / materialised": 0.21875,
+        "match, merge, unmerge / tomesd's": 0.5, "merged attention / tomesd's": 0.5,
+        "the same, match shared / tomesd's": 0.25, "merged / fused": 0.4375, "merged / materialised": 0.21875,
         "merged, match shared / fused": 0.3125, "rank, find copies / fused": 0.75, "reuse map / fused": 0.5}
 
 
@@ -53,3 +56,5 @@ def test_the_command_prints_tables_and_json(capsys):
     assert [row["shape"] for row in told["blocks"]] == ["tiny", "tinier"] and told["environment"]["device"]
     assert all(ms > 0 for row in told["blocks"] for ms in row["milliseconds"].values())
     assert any(line.startswith("match, merge, unmerge / tomesd's") for line in lines)
+    ours, shared, theirs = (sum(row["milliseconds"][name] for row in told["blocks"]) for name in blocks.MERGED)
+    assert list(told["total"].values()) == pytest.approx([ours / theirs, shared / theirs])

@@ -8,8 +8,13 @@ import shutil
 import urllib.parse
 import zipfile
 
+import faulty_app
 import pytest
+from ledger import LEDGER
 from PIL import Image
+from serving import HTTP
+from test_faults import server_process
+from test_load import PLACES, asked, occupied
 
 from fastviz import store, trace
 from fastviz.request import Request
@@ -399,3 +404,58 @@ def test_everything_can_be_reached_by_keyboard_and_has_a_name(visit):
         tab.page.keyboard.press("Tab")
         reached.add(tab.page.evaluate("document.activeElement.id || document.activeElement.closest('[id]')?.id"))
     assert {"run", "dice", "ask-seed", "ask-steps", "method-few_step", "method-tome"} <= reached
+
+
+def test_a_fault_in_one_method_shows_in_its_own_row(browser, faulty_server):
+    tab = Visit(browser, faulty_server)
+    tab.number("seed", next(iter(faulty_app.PLACES)))
+    tab.small(steps=5)
+    tab.methods("tome", "few_step")
+    tab.page.locator("#run").click()
+    assert tab.wait("finished", "failed") == "finished", tab.words
+    assert "1 of 3 rows failed" in tab.words and tab.page.locator(".card img[src^=data]").count() == 2
+    assert "Out of memory" in tab.page.locator(".card").filter(has_text="Token merging").inner_text()
+    tab.context.close()
+    assert tab.complaints == []
+
+
+def test_a_full_queue_is_told_and_the_next_try_runs(browser, tiny_server):
+    tab = Visit(browser, tiny_server)
+    tab.prompt.fill("a cat")
+    tab.small(steps=1)
+    tab.methods()
+    with occupied(tiny_server):
+        waiting = [tiny_server.join("compare", asked(i)) for i in range(PLACES)]
+        tab.page.locator("#run").click()
+        tab.wait("failed")
+        assert "too many people are waiting" in tab.words and tab.prompt.input_value() == "a cat"
+        for answer, session in waiting:
+            frame = {"session_hash": session, "fn_index": tiny_server.number("compare"), "event_id": answer.json()["event_id"]}
+            HTTP.post(f"{tiny_server.address}/gradio_api/cancel", json=frame).raise_for_status()
+    tab.page.locator("#run").click()
+    tab.wait("running", "finished")
+    assert tab.wait("finished", "failed") == "finished", tab.words
+    tab.context.close()
+    assert [each for each in tab.complaints if "503" not in each and "Queue is full" not in each] == []
+
+
+def test_a_server_that_dies_comes_back_and_its_visitor_hears_what_was_lost(browser, faulty_server):
+    tab = Visit(browser, faulty_server)
+    tab.prompt.fill("an owl at night")
+    tab.number("seed", 77)
+    tab.number("steps", 100)
+    tab.number("repeats", 20)
+    tab.page.locator("#run").click()
+    tab.wait("running")
+    tab.page.wait_for_function("document.querySelector('#status b').textContent.includes('step')", timeout=PATIENCE)
+    with LEDGER.fault("killed under a page"):
+        server_process(faulty_server).kill()
+        tab.page.get_by_text("The server was started again, and what was under way is lost. Settings restored from the link. Press Run.").wait_for(timeout=PATIENCE)
+        assert (tab.prompt.input_value(), tab.seen("seed"), tab.seen("steps")) == ("an owl at night", "77", "100")
+        tab.number("steps", 2)
+        tab.number("repeats", 1)
+        tab.methods()
+        tab.page.locator("#run").click()
+        tab.wait("running", "finished")
+        assert tab.wait("finished", "failed") == "finished" and "lost" not in tab.words
+    tab.context.close()

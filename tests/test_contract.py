@@ -9,11 +9,14 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_blocks import CrossAttnUpBlock2D
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from fastviz.cost import flops, total
 from fastviz.methods import METHODS, attached, full, steps_of
 from fastviz.request import Request, stack_keys
-from fastviz.run import Failed, Stopped, context_of, generate
+from fastviz.run import Failed, Stopped, context_of, encoded, generate, network_inputs
 from fastviz.trace import Trace
 
 STEPS = 4
@@ -25,7 +28,7 @@ EVERY = STACKS + [(method.Knobs(), *PATCHES) for method in METHODS if method.ROL
 every_stack = pytest.mark.parametrize("stack", EVERY, ids=stack_keys)
 
 
-pytestmark = pytest.mark.usefixtures("tiny_home")  # coefficients for the one method that needs some
+pytestmark = pytest.mark.usefixtures("tiny_home")  # coefficients and weights for the methods that need some
 
 
 def latents(pipe, stack, **told):
@@ -66,15 +69,16 @@ def same_value(a, b):
 
 @contextmanager
 def raising(pipe, error, step=2):
-    """Makes the network raise `error` in the middle of its `step`-th call, when every method is at work."""
+    """Makes the network that runs raise `error` in the middle of its `step`-th call, when every method is at work."""
     calls = []
 
     def hook(module, args):
-        calls.append(1)
-        if len(calls) == step:
+        if isinstance(module, UNet2DConditionModel):
+            calls.append(module)
+        if len(calls) == step and isinstance(module, CrossAttnUpBlock2D):
             raise error
 
-    handle = pipe.unet.up_blocks[1].register_forward_pre_hook(hook)
+    handle = register_module_forward_pre_hook(hook)
     try:
         yield
     finally:
@@ -83,14 +87,15 @@ def raising(pipe, error, step=2):
 
 def step_by_step(pipe, stack, context):
     """A loop of the network and the pipeline's scheduler that yields the latents after every step."""
-    draw = torch.Generator().manual_seed(9)
-    x, text = torch.randn(1, 4, *context.grid, generator=draw), torch.randn(2, 24, 32, generator=draw)
+    x = torch.randn(1, 4, *context.grid, generator=torch.Generator().manual_seed(9))
+    told = network_inputs(encoded(pipe, REQUEST.prompt, True, pipe.device), REQUEST.size)
     with attached(pipe, stack, context) as ready:
         scheduler = type(ready.scheduler).from_config(ready.scheduler.config)
         scheduler.set_timesteps(context.steps)
-        for context.step, t in enumerate(scheduler.timesteps):
+        for step, t in enumerate(scheduler.timesteps):
+            context.start(step)
             with torch.no_grad():
-                pair = ready.unet(sample=x.repeat(2, 1, 1, 1), timestep=t, encoder_hidden_states=text).sample
+                pair = ready.unet(sample=x.repeat(2, 1, 1, 1), timestep=t, **told).sample
             without, given = pair.chunk(2)
             x = scheduler.step(without + 3 * (given - without), t, x).prev_sample
             yield x
@@ -154,7 +159,7 @@ def test_detach_is_exact(tiny_pipe, alone, stack, leave):
 
 def test_the_fingerprint_sees_what_is_left_behind(tiny_pipe):
     before = fingerprint(tiny_pipe)
-    attn = tiny_pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
+    attn = next(part for part in tiny_pipe.unet.modules() if hasattr(part, "to_q"))
     attn.forward = attn.forward
     with pytest.raises(AssertionError):
         assert_unchanged(tiny_pipe, before)
@@ -226,13 +231,13 @@ def last(steps):
     return found
 
 
-@pytest.mark.parametrize("outer, inner", itertools.permutations(METHODS, 2), ids=lambda method: method.KEY)
+@pytest.mark.parametrize("outer, inner", list(itertools.permutations(METHODS, 2)), ids=lambda method: method.KEY)
 def test_leaving_an_inner_method_keeps_the_outer_one_working(tiny_pipe, outer, inner):
     stack = (outer.Knobs(),)
     expected = last(step_by_step(tiny_pipe, stack, context(tiny_pipe)))
-    shared = context(tiny_pipe)
+    shared, others = context(tiny_pipe), {outer.ROLE, inner.ROLE} <= {"scheduler", "weights"}
     steps = step_by_step(tiny_pipe, stack, shared)
     next(steps)
-    with attached(tiny_pipe, (inner.Knobs(),), shared):
+    with attached(tiny_pipe, (inner.Knobs(),), context(tiny_pipe) if others else shared):  # two that never stack share no run
         pass
     assert torch.equal(last(steps), expected)

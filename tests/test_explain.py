@@ -56,7 +56,7 @@ def test_attention_is_attention_however_it_is_computed(tiny_pipe):
     assert sum(took for (kind, part), took in fused.items() if kind == "attention" and part.endswith((".attn1", ".attn2"))) > 0
     assert not any(kind == "attention" and not part.endswith((".attn1", ".attn2")) for kind, part in fused)
     assert composite["aten::_softmax"] == {"attention"} and "attention" in composite["aten::bmm"]
-    assert stored["aten::baddbmm"] == {"attention"} and "attention" in stored["aten::softmax"]
+    assert "attention" in stored["aten::bmm"] and {kind for name in stored if "softmax" in name for kind in stored[name]} == {"attention"}
 
 
 @pytest.mark.parametrize("text, key, operator", (("tome", "tome", "aten::topk"), ("tome", "tome", "aten::embedding_bag"), ("tome", "tome", "aten::bmm"),

@@ -11,6 +11,7 @@ from fastviz import models
 from fastviz.patch import transformer_blocks
 from fastviz.request import BadRequest, Request
 from fastviz.trace import load
+from fastviz.ui import inside
 from fastviz.ui.inside import Inside, block_label, checked, words_of
 from fastviz.ui.job import Job
 
@@ -133,8 +134,8 @@ def test_a_row_that_fails_says_so_and_the_others_are_shown(finished, monkeypatch
 
 def test_a_look_that_is_stopped_while_it_decodes_shows_the_rows_before(finished, monkeypatch):
     look = Inside(finished)
-    estimates = look.estimates
-    monkeypatch.setattr(look, "estimates", lambda pipe, channels, steps: (look.views and look.stop.set(), estimates(pipe, channels, steps))[1])
+    estimates = inside.estimates
+    monkeypatch.setattr(inside, "estimates", lambda *told: (look.views and look.stop.set(), estimates(*told))[1])
     look.work()
     assert look.state == "stopped" and list(look.traces) == [0] and list(look.overlay(wanted(look, "skipped"))["rows"]) == ["0"]
 
@@ -151,3 +152,9 @@ def test_a_look_that_is_stopped_keeps_what_it_has(finished):
     look.watch = lambda i, title, step, steps: look.stop.set() if i == 1 else None
     look.work()
     assert look.state == "stopped" and len(look.views) == 1 and list(look.traces) == [0]
+
+
+def test_progress_is_the_share_of_the_steps_of_all_rows(finished):
+    look = Inside(finished)
+    look.watch(1, "Token merging", 2, 4)
+    assert look.status()["share"] == (1 + 2 / 4) / 4

@@ -11,12 +11,12 @@ from gradio_client import Client
 from PIL import Image
 
 from fastviz import profile, store
-from fastviz.methods import METHODS
 from fastviz.request import BadRequest, Request, methods_text
 from fastviz.ui import temp
-from fastviz.ui.ask import Ask
+from fastviz.ui.ask import CHOSEN, Ask
 from fastviz.ui.board import measured, span
-from fastviz.ui.page import Page, parse
+from fastviz.ui.page import Page
+from fastviz.ui.restore import parse
 
 LOCAL = profile.load()
 
@@ -49,7 +49,7 @@ def changed(ask, **values):
 
 
 def test_every_knob_has_a_control(ask):
-    for method in METHODS[1:]:
+    for method in CHOSEN:
         for name in method.Knobs.__dataclass_fields__:
             assert f"{method.KEY}.{name}" in ask.controls
 

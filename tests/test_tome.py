@@ -80,6 +80,7 @@ def test_the_whole_network_equals_tomesd(tiny_pipe, parts):
     knobs = tome.Knobs(ratio=0.4, max_downsample=2, random=False, merge_self=own, merge_cross=cross, merge_mlp=mlp)
     plain, context = noise_prediction(tiny_pipe.unet), Context(1, grid=(16, 16))
     with tome.attach(tiny_pipe, knobs, context) as pipe:
+        context.start(0)
         merged = noise_prediction(pipe.unet)
     torch.testing.assert_close(merged, noise_prediction(peer), rtol=1e-4, atol=1e-4)
     assert (merged - plain).abs().max() > 1e-2 and len(context.acted["tome"]) == 15
@@ -165,6 +166,7 @@ def test_default_knobs_act_on_sdxl_and_the_papers_counting_says_that_nothing_mer
     for finest in (True, False):
         context = Context(1, grid=grid)
         with tome.attach(Pipe(unet), tome.Knobs(finest=finest), context) as pipe:
+            context.start(0)
             run_on_meta(pipe.unet, grid)
         found[finest] = {name for name, _ in context.acted["tome"]}
     assert found[False] == set()
@@ -176,14 +178,16 @@ def test_executed_flops_follow_the_formula(grid):
     unet, knobs = networks()["SD 1.5"], tome.Knobs(ratio=0.4)
 
     def flops():
+        context.start(0)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
             run_on_meta(unet, grid)
         return counter.get_total_flops()
 
+    context = Context(1, grid=grid)
     full = flops()
-    with tome.attach(Pipe(unet), knobs, Context(1, grid=grid)):
+    with tome.attach(Pipe(unet), knobs, context):
         merged = flops()
-    with tome.attach(Pipe(unet), dataclasses.replace(knobs, floor=0.9), Context(1, grid=grid)):
+    with tome.attach(Pipe(unet), dataclasses.replace(knobs, floor=0.9), context):
         bounded = flops()  # similarities are unknown: an upper bound
     n, c, batch = math.prod(grid), 32, 2
     d, left = (grid[0] // 2) * (grid[1] // 2), n - int(n * 0.4)
@@ -207,6 +211,7 @@ def test_floor_keeps_dissimilar_tokens_apart(tiny_pipe):
         trace = Trace()
         context = Context(1, grid=(16, 16), trace=trace)
         with tome.attach(tiny_pipe, tome.Knobs(floor=floor), context) as pipe:
+            context.start(0)
             out = noise_prediction(pipe.unet)
         pairs = {key: cosines[~np.isnan(cosines)] for key, cosines in trace.channels["tome.similarity"].items()}
         return out, context, pairs
@@ -228,7 +233,8 @@ def labels(pipe, knobs, steps, frozen=()):
     context = Context(steps, seed=5, grid=(16, 16), frozen=set(frozen), trace=trace)
     torch.manual_seed(2)
     with tome.attach(pipe, knobs, context) as ready, torch.no_grad():
-        for context.step in range(steps):
+        for step in range(steps):
+            context.start(step)
             ready.unet(sample=torch.randn(2, 4, 16, 16), timestep=500, encoder_hidden_states=torch.randn(2, 24, 32))
     name = "up_blocks.2.attentions.1.transformer_blocks.1"
     return [trace.channels["tome.labels"][step, name].tolist() for step in range(steps)], trace
@@ -263,11 +269,71 @@ def test_the_trace_tells_what_was_merged(tiny_pipe):
     assert len(trace.channels["tome.labels"]) == 2 * 6
 
 
+@pytest.mark.parametrize("frozen, every", (((), 1), ((), 2), (((1, "self"),), 1)))
+def test_a_shared_match_is_that_of_the_first_block_of_its_stage(tiny_pipe, frozen, every):
+    """Against hooks that match for the first block of each stage, as that alone would, and merge around its self-attentions."""
+    knobs, steps, found, handles = tome.Knobs(every=every, share=True, max_downsample=2), 3, {}, []
+    made = {step: max(s for s in range(step + 1) if s % every == 0 and not any(s == at for at, _ in frozen))
+            for step in range(steps)}
+    now, used = [0], {}
+
+    def remember(module, args, name, size):
+        if now[0] == made[now[0]]:
+            cells, (sy, sx) = tome.cells_of(size, 2, 2)
+            used[name.partition(".attentions")[0]] = ours(args[0], size, 2, 2, 0.5, tome.places(5, now[0], name, cells, sy * sx))
+
+    stages = set()
+    for name, block, size in transformer_blocks(tiny_pipe.unet, (16, 16)):
+        if size not in ((16, 16), (8, 8)):
+            continue
+        stage = name.partition(".attentions")[0]
+        if stage not in stages:
+            stages.add(stage)
+            handles.append(block.register_forward_pre_hook(lambda m, args, name=name, size=size: remember(m, args, name, size)))
+        handles.append(block.attn1.register_forward_pre_hook(lambda m, args, stage=stage: (used[stage][0](args[0]),)))
+        handles.append(block.attn1.register_forward_hook(lambda m, args, out, stage=stage: used[stage][1](out)))
+
+    def outs(context=None):
+        torch.manual_seed(2)
+        for now[0] in range(steps):
+            if context:
+                context.start(now[0])
+            x, text = torch.randn(2, 4, 16, 16), torch.randn(2, 24, 32)
+            yield tiny_pipe.unet(sample=x, timestep=500, encoder_hidden_states=text).sample
+
+    with torch.no_grad():
+        expected = list(outs())
+        for handle in handles:
+            handle.remove()
+        context = Context(steps, seed=5, grid=(16, 16), frozen=set(frozen), trace=Trace())
+        with tome.attach(tiny_pipe, knobs, context):
+            assert all(torch.equal(a, b) for a, b in zip(outs(context), expected, strict=True))
+    for (step, name), labelled in context.trace.channels["tome.labels"].items():
+        found.setdefault((step, name.partition(".attentions")[0]), []).append(labelled.tobytes())
+    assert all(len(set(each)) == 1 for each in found.values()) and max(map(len, found.values())) > 1
+    assert len(set(map(str, found.values()))) == len(stages) * len(set(made.values()))
+
+
+def test_a_shared_match_saves_the_matching_of_all_but_the_first(tiny_pipe):
+    def flops(**told):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            with tome.attach(tiny_pipe, tome.Knobs(**told), context):
+                context.start(0)
+                noise_prediction(tiny_pipe.unet)
+        return counter.get_total_flops()
+
+    context = Context(1, grid=(16, 16))
+    blocks = [name.partition(".attentions")[0] for name, _, size in transformer_blocks(tiny_pipe.unet, (16, 16)) if size == (16, 16)]
+    assert flops() - flops(share=True) == (len(blocks) - len(set(blocks))) * 2 * 2 * (256 - 64) * 64 * 32 > 0
+
+
 @pytest.mark.parametrize("batch", (1, 3))
 def test_odd_batches_draw_too(tiny_pipe, batch):
     outs = []
     for seed in (0, 1):
-        with tome.attach(tiny_pipe, tome.Knobs(), Context(1, seed=seed, grid=(16, 16))) as pipe, torch.no_grad():
+        context = Context(1, seed=seed, grid=(16, 16))
+        with tome.attach(tiny_pipe, tome.Knobs(), context) as pipe, torch.no_grad():
+            context.start(0)
             torch.manual_seed(0)
             latents, text = torch.randn(batch, 4, 16, 16), torch.randn(batch, 24, 32)
             outs.append(pipe.unet(latents, 500, encoder_hidden_states=text).sample)
@@ -275,6 +341,8 @@ def test_odd_batches_draw_too(tiny_pipe, batch):
 
 
 def test_a_grid_that_is_not_the_runs_is_named(tiny_pipe):
-    with tome.attach(tiny_pipe, tome.Knobs(), Context(1, grid=(32, 32))) as pipe:
+    context = Context(1, grid=(32, 32))
+    with tome.attach(tiny_pipe, tome.Knobs(), context) as pipe:
+        context.start(0)
         with pytest.raises(ValueError, match="256 tokens where 32 x 32"):
             noise_prediction(pipe.unet)

@@ -4,7 +4,8 @@ Blocks have the shapes of stickers, SD 1.5 and SDXL with random weights, batch 2
 Every part is timed alone, all parts of a block in turn, round after round; medians. "fused" and "materialised" are the
 two ways to compute self-attention; tomesd is the token merging of its authors, given the same input. Merging pays when
 match + merge + unmerge + attention of the merged tokens is less than the attention of all; a match shared over several
-blocks or steps costs its share. Ranking pays over all later layers of the same transformer and every step that keeps it.
+blocks or steps costs its share. "merged attention" is all of it in one piece, and the last line its sum over all shapes
+against tomesd's. Ranking pays over all later layers of the same transformer and every step that keeps it.
 """
 
 import argparse
@@ -28,6 +29,7 @@ SHAPES = {  # name: (side of the grid, channels, heads, width of the text)
     "SDXL 1024 px, 32": (32, 1280, 20, 2048), "SDXL 1024 px, 64": (64, 640, 10, 2048),
 }
 RATIO = 0.5  # tokens merged
+MERGED = ("merged attention", "merged attention, match shared", "tomesd merged attention")
 
 
 def block_of(channels, heads, text, device, dtype):
@@ -45,16 +47,27 @@ def parts(side, channels, heads, text, device, dtype):
 
     block, size = block_of(channels, heads, text, device, dtype), (side, side)
     x = torch.randn(2, side * side, channels, generator=torch.Generator().manual_seed(1)).to(device, dtype)
-    merging = tome.Merging("block", size, tome.Knobs(ratio=RATIO), Context(1, grid=size))
-    merging.renew(x, 0)
-    flat, members, starts = merging.match
+    match = tome.Match("block", size, tome.Knobs(ratio=RATIO), Context(1, grid=size), device)
+
+    def our_match():
+        match.since = None  # one is due
+        match.start(0)
+        match.make(x)
+
+    our_match()
+    flat, members, starts = match.rows
     merged = tome.merge(x, members, starts)
     theirs, drawn = torch.Generator(device).manual_seed(0), torch.device(device).type != "mps"
 
     def their_match():
-        return bipartite_soft_matching_random2d(x, side, side, 2, 2, merging.r, no_rand=not drawn, generator=theirs)
+        return bipartite_soft_matching_random2d(x, side, side, 2, 2, match.merged, no_rand=not drawn, generator=theirs)
 
     their_merge, their_unmerge = their_match()
+
+    def their_attention():
+        merge, unmerge = their_match()
+        return unmerge(block.attn1(merge(x)))
+
     q, k = attention_reuse.queries_and_keys(block.attn1, block.attn1.to_q(x), block.attn1.to_k(x))
     kept_map = attention_reuse.attention_map(block.attn1, x)
     knobs = atedm.Knobs()
@@ -75,12 +88,15 @@ def parts(side, channels, heads, text, device, dtype):
 
     return {
         "attention, fused": lambda: block.attn1(x), "attention, materialised": materialised,
-        "attention of merged": lambda: block.attn1(merged), "match": lambda: merging.renew(x, 0),
+        "attention of merged": lambda: block.attn1(merged), "match": our_match,
         "merge, unmerge": lambda: tome.unmerge(tome.merge(x, members, starts), flat),
         "tomesd match": their_match, "tomesd merge, unmerge": lambda: their_unmerge(their_merge(x)),
+        "merged attention": lambda: (our_match(), tome.unmerge(block.attn1(tome.merge(x, *match.rows[1:])), match.rows[0])),
+        "merged attention, match shared": lambda: tome.unmerge(block.attn1(tome.merge(x, members, starts)), flat),
+        "tomesd merged attention": their_attention,
         "rank": rank, "find copies": lambda: gwpr.partners(graph, pruned, kept),
         "leave out, copy": lambda: (x[atedm.at(kept, x)], atedm.filled("copy", x, kept, slot, left)),
-        "make map": lambda: attention_reuse.attention_map(block.attn1, x, out=kept_map),
+        "make map": lambda: attention_reuse.attention_map(block.attn1, x),
         "reuse map": lambda: attention_reuse.apply_map(block.attn1, kept_map, x),
     }
 
@@ -110,6 +126,8 @@ def ratios(told):
         ("match", "merge, unmerge"), ("tomesd match", "tomesd merge, unmerge")))
     fused = told["attention, fused"]
     return {"match, merge, unmerge / tomesd's": ours / theirs,
+            "merged attention / tomesd's": told["merged attention"] / told["tomesd merged attention"],
+            "the same, match shared / tomesd's": told["merged attention, match shared"] / told["tomesd merged attention"],
             "merged / fused": (ours + told["attention of merged"]) / fused,
             "merged / materialised": (ours + told["attention of merged"]) / told["attention, materialised"],
             "merged, match shared / fused": (told["merge, unmerge"] + told["attention of merged"]) / fused,
@@ -145,8 +163,11 @@ def main(argv=None, shapes=SHAPES):
         told = timed(parts(*shape, device, dtype), args.rounds, device)
         found.append({"shape": name, "tokens": shape[0] ** 2, "channels": shape[1], "heads": shape[2],
                       "milliseconds": {part: 1000 * seconds for part, seconds in told.items()}, "ratios": ratios(told)})
-    machine = environment()
+    machine, total = environment(), {name: sum(row["milliseconds"][name] for row in found) for name in MERGED}
+    total = {f"{name} / tomesd's": total[name] / total[MERGED[-1]] for name in MERGED[:-1]}
     print("Milliseconds, medians of {} rounds. {}\n".format(args.rounds, ", ".join(f"{k} {v}" for k, v in machine.items())))
     print(table(found), end="\n\n")
-    print(json.dumps({"bench": "blocks", "environment": machine, "rounds": args.rounds, "blocks": found}, allow_nan=False))
+    print("All shapes together: " + ", ".join(f"{name} {value:.2f}" for name, value in total.items()), end="\n\n")
+    print(json.dumps({"bench": "blocks", "environment": machine, "rounds": args.rounds, "blocks": found,
+                      "total": total}, allow_nan=False))
     return 0

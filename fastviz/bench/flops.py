@@ -79,8 +79,9 @@ def per_step(unet, config, knobs):
     context, mode, found = Context(STEPS, grid=(config["sample_size"],) * 2), Flops(), {}
     labels = atedm.kinds(knobs, STEPS)
     with mode, counting(mode) as spent, atedm.attach(SimpleNamespace(unet=unet), knobs, context) as pipe:
-        for context.step, label in enumerate(labels):
+        for step, label in enumerate(labels):
             if label not in found:
+                context.start(step)
                 mode.total = spent["choosing"] = 0
                 pipe.unet(**inputs(config))
                 found[label] = mode.total - spent["choosing"], spent["choosing"]

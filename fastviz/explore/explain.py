@@ -20,7 +20,8 @@ from ..run import Lost, Stopped, generate  # noqa: E402
 from .classes import CLASSES, spent  # noqa: E402
 
 PROFILED = 6  # steps of a row
-SIZES = (256, 384, 512, 768)  # px at which the touched share of the FLOPs is counted
+SIZES = (256, 384, 512, 768, 1024)  # px at which the touched share of the FLOPs is counted
+DECODER = "decoder"  # what `touched` calls it, and its class
 
 
 @dataclass
@@ -139,27 +140,29 @@ def inside(part, names):
 
 
 def names_touched(pipe, stack, size):
-    """Names of the modules in which a stack of patches can save work at `size` px; None where it can save whole steps."""
-    if any(method_of(knobs).ROLE != "patch" for knobs in stack):
-        return None
+    """Names of what a stack can save work in at `size` px, as its methods' `touched` tell; without that, whole steps."""
     grid = (size // pipe.vae_scale_factor,) * 2
-    return sorted({name for knobs in stack for name in method_of(knobs).touched(pipe.unet, grid, knobs)})
+    return sorted({name for knobs in stack for name in getattr(method_of(knobs), "touched", lambda *told: [""])(pipe.unet, grid, knobs)})
 
 
 def touched_time(pipe, request, stack, row, full):
     """The share of the full model's time that a stack can touch. full: `seconds_of` its row."""
-    names = names_touched(pipe, stack, request.size)
-    if names is None:
-        return sum(took for (kind, _), took in full.items() if kind not in ("text", "decoder")) / sum(full.values())
-    return reach(stack, row) * sum(took for (_, part), took in full.items() if inside(part, names)) / sum(full.values())
+    names, steps = names_touched(pipe, stack, request.size), reach(stack, row)
+
+    def spared(kind, part):
+        if kind in ("text", DECODER):
+            return float(kind in names)
+        return 1.0 if "" in names else steps * inside(part, names)
+
+    return sum(took * spared(*place) for place, took in full.items()) / sum(full.values())
 
 
 def touched_flops(pipe, request, stack, row, size):
     """The same share of the full model's FLOPs at `size` px."""
     names = names_touched(pipe, stack, size)
-    counts = cost.inside(pipe, request, size, [""] if names is None else names)
-    part = counts["inside"] * (1.0 if names is None else reach(stack, row))
-    return part * request.steps / (counts["text"] + counts["step"] * request.steps + counts["decoder"])
+    counts = cost.inside(pipe, request, size, [name for name in names if name != DECODER])
+    part = counts["inside"] * request.steps * (1.0 if "" in names else reach(stack, row)) + counts["decoder"] * (DECODER in names)
+    return part / (counts["text"] + counts["step"] * request.steps + counts["decoder"])
 
 
 def bound(touched):

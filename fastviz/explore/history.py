@@ -1,20 +1,23 @@
 """Every run kept: what was asked and what came out in SQLite, its files beside it, within a budget; the oldest go first."""
 
 import base64
+import errno
 import io
 import json
 import os
 import shutil
 import time
 import uuid
+from contextlib import contextmanager
 from pathlib import Path
 
-from peewee import CharField, FloatField, IntegerField, Model, SqliteDatabase, TextField
+from peewee import CharField, FloatField, IntegerField, Model, PeeweeException, SqliteDatabase, TextField
 
 from ..models import ROOT
 from ..request import BadRequest, methods_text
 from ..store import files, load, recipe
 
+FILE = "history.sqlite"
 LIMIT = 2048  # MiB, of the command line's history
 THUMB = 112  # px
 SHOWN = 100  # runs that a search gives, at most
@@ -50,18 +53,30 @@ def tables():
 
 
 class History:
-    """The runs in one folder. owner: whose runs, a text; None sees everybody's. megabytes: what all files may take."""
+    """The runs in one folder. owner: whose runs, a text; None sees everybody's. megabytes: what all files may take.
+
+    Whatever the disk refuses is an OSError, of the database's file too.
+    """
 
     def __init__(self, folder, megabytes=LIMIT):
         self.folder, self.limit = Path(folder), megabytes * 2**20
         (self.folder / "runs").mkdir(parents=True, exist_ok=True)
         (self.folder / "cells").mkdir(exist_ok=True)
         self.folder.chmod(0o700)  # prompts are nobody else's business
-        self.base = SqliteDatabase(self.folder / "history.sqlite", pragmas={"journal_mode": "wal", "busy_timeout": 10_000})
+        self.base = SqliteDatabase(self.folder / FILE, pragmas={"journal_mode": "wal", "busy_timeout": 10_000})
         self.Run, self.Cell = tables()
         self.base.bind([self.Run, self.Cell])
-        with self.base.connection_context():
+        with self.at_work():
             self.base.create_tables([self.Run, self.Cell])
+
+    @contextmanager
+    def at_work(self):
+        """A connection to the database for the length of a with block."""
+        try:
+            with self.base.connection_context():
+                yield
+        except PeeweeException as error:
+            raise OSError(errno.ENOSPC if "full" in str(error) else errno.EIO, f"{self.folder / FILE}: {error}") from error
 
     # Comparisons
 
@@ -83,7 +98,7 @@ class History:
 
     def enter(self, id, owner, kind, request, methods, environment, told, size):
         words = " ".join([request.prompt, methods, f"seed {request.seed}", request.model, environment.get("device", ""), kind])
-        with self.base.connection_context():
+        with self.at_work():
             self.Run.insert(id=id, owner=owner, kind=kind, made=time.time(), prompt=request.prompt, words=words, bytes=size,
                             device=environment.get("device", ""), told=json.dumps(told, allow_nan=False)).on_conflict_replace().execute()
         self.trim()
@@ -101,7 +116,7 @@ class History:
 
     def entry(self, owner, id):
         """The Run called `id`. BadRequest when there is none, or it is somebody else's: which of both is not told."""
-        with self.base.connection_context():
+        with self.at_work():
             found = self.Run.get_or_none(self.mine(owner) & (self.Run.id == id)) if isinstance(id, str) else None
         if found is None:
             raise BadRequest("history", "There is no such run in the history.")
@@ -115,7 +130,7 @@ class History:
         asked = self.mine(owner)
         for word in text.split():
             asked &= self.Run.words.contains(word)
-        with self.base.connection_context():
+        with self.at_work():
             found = list(self.Run.select().where(asked).order_by(self.Run.made.desc()).limit(SHOWN))
         return [self.plain(run) for run in found]
 
@@ -137,7 +152,7 @@ class History:
         self.sweep_cells()
 
     def remove(self, run):
-        with self.base.connection_context():
+        with self.at_work():
             run.delete_instance()
         shutil.rmtree(self.folder / "runs" / run.id, ignore_errors=True)
 
@@ -145,7 +160,7 @@ class History:
 
     def cell(self, key):
         """The plain values of a finished cell, or None."""
-        with self.base.connection_context():
+        with self.at_work():
             found = self.Cell.get_or_none(self.Cell.key == key)
         return found and json.loads(found.told)
 
@@ -160,14 +175,14 @@ class History:
             image.save(part, "PNG")
             size = part.stat().st_size
             part.replace(path)
-        with self.base.connection_context():
+        with self.at_work():
             self.Cell.insert(key=key, made=time.time(), told=json.dumps(told, allow_nan=False), bytes=size).on_conflict_replace().execute()
 
     # The budget
 
     def trim(self):
         """Deletes the oldest runs until the rest is within the limit, and what nothing refers to. The newest stays."""
-        with self.base.connection_context():
+        with self.at_work():
             runs = list(self.Run.select().order_by(self.Run.made))
         while len(runs) > 1 and self.size() > self.limit:
             self.remove(runs.pop(0))
@@ -181,12 +196,12 @@ class History:
         """Bytes of all files."""
         from peewee import fn
 
-        with self.base.connection_context():
+        with self.at_work():
             return sum(kind.select(fn.SUM(kind.bytes)).scalar() or 0 for kind in (self.Run, self.Cell))
 
     def sweep_cells(self):
         """Deletes the cells that no sweep refers to any more."""
-        with self.base.connection_context():
+        with self.at_work():
             sweeps = self.Run.select(self.Run.told).where(self.Run.kind == SWEEP)
             used = {key for run in sweeps for key in json.loads(run.told)["keys"]}
             for cell in [cell for cell in self.Cell.select(self.Cell.key) if cell.key not in used]:

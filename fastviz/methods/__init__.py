@@ -6,17 +6,19 @@ A method is a module with
     ROLE                        "patch" (edits the pipeline), "scheduler" or "weights": the last two never stack
     Knobs, NEUTRAL              its settings; the ones that make it equal the full model bit for bit
     attach(pipe, knobs, context)  context manager that yields the pipeline to run
-    plan(knobs, steps)          optional, of a scheduler: how many sampling steps it takes when the request asks for `steps`
+    plan(knobs, steps)          optional, of a scheduler or weights: how many sampling steps it takes when the request asks for `steps`
     kinds(knobs, steps)         optional: one label per sampling step; steps of equal labels do equal work, and cost.py
                                 executes only the first of each. Without it, all are executed.
-    touched(unet, grid, knobs)  of a patch: names of the U-Net's modules in which it can save work
+    ready()                     optional: whether anything that the method needs is there; else the page does not offer it
+    touched(unet, grid, knobs)  optional: names of the U-Net's modules in which it can save work, "" for all of it, and
+                                "decoder"; without it, whole steps. Of a patch: needed
 """
 
 from contextlib import ExitStack, contextmanager
 
-from . import atedm, attention_reuse, few_step, full, olss, tome
+from . import atedm, attention_reuse, few_step, full, olss, sdxs, tome
 
-METHODS = (full, few_step, attention_reuse, tome, atedm, olss)
+METHODS = (full, few_step, attention_reuse, tome, atedm, olss, sdxs)
 BY_KEY = {method.KEY: method for method in METHODS}
 
 
@@ -31,10 +33,17 @@ def steps_of(stack, steps):
     return next(plans, steps)
 
 
+def weights_first(stack):
+    """(Knobs that bring weights of their own, the others): what edits a network has to find the one that will run."""
+    weights = tuple(knobs for knobs in stack if method_of(knobs).ROLE == "weights")
+    return weights, tuple(knobs for knobs in stack if knobs not in weights)
+
+
 @contextmanager
 def attached(pipe, stack, context):
-    """Attaches every method of `stack` (a tuple of Knobs), first to last, and yields the pipeline to run."""
+    """Attaches every method of `stack` (a tuple of Knobs), first to last after other weights, and yields the pipeline to
+    run."""
     with ExitStack() as exits:
-        for knobs in stack:
+        for knobs in (knobs for group in weights_first(stack) for knobs in group):
             pipe = exits.enter_context(method_of(knobs).attach(pipe, knobs, context))
         yield pipe

@@ -170,6 +170,7 @@ class Pruning:
         self.name, self.size, self.spared, self.knobs, self.context = name, size, spared, knobs, context
         self.names, self.blocks = zip(*layers)
         self.left = left(knobs, size[0] * size[1], len(layers))
+        self.after = self.names[min(self.left) + 1:]  # the layers that see fewer tokens
         self.noted, self.choices, self.since, self.previous = {}, {}, None, None
 
     def forwards(self):
@@ -203,19 +204,21 @@ class Pruning:
             return self.recover(x) if i == len(self.blocks) - 1 else x
         return pruned
 
-    def begin(self, x):
-        """Before the first layer of a step: whether tokens are chosen at it, and which layers see fewer of them."""
-        step, tokens = self.context.step, self.size[0] * self.size[1]
-        if x.shape[1] != tokens:
-            raise ValueError(f"{self.name} has {x.shape[1]} tokens where {self.size[0]} x {self.size[1]} were expected")
-        self.kept, self.points, self.choosing = None, [], self.chooses(step)
+    def start(self, step):
+        """Whether tokens are chosen at this step, and which layers see fewer of them."""
+        self.choosing = self.chooses(step)
         if self.choosing:
             self.since, self.choices = step, {}
-        after = self.names[min(self.left) + 1:]
-        self.context.pruned.difference_update(after)
+        self.context.pruned.difference_update(self.after)
         if self.choosing or self.choices:
-            self.context.pruned.update(after)
+            self.context.pruned.update(self.after)
             self.context.acted[KEY].add((self.name, step))
+        return self.choosing, bool(self.choices), self.previous is None
+
+    def begin(self, x):
+        self.kept, self.points = None, []
+        if x.shape[1] != self.size[0] * self.size[1]:
+            raise ValueError(f"{self.name} has {x.shape[1]} tokens where {self.size[0]} x {self.size[1]} were expected")
 
     def chooses(self, step):
         """A choice is kept on steps that reuse an attention, because what is stored belongs to these tokens; the next
@@ -293,9 +296,6 @@ class Pruning:
                 y = filled(how, x, kept, slot, y)
         self.points = []
         if how == "previous":
-            if self.previous is None:
-                kept_bytes = self.context.kept_bytes
-                kept_bytes[KEY] = kept_bytes.get(KEY, 0) + y.numel() * y.element_size()
             self.previous = y
         return y
 
@@ -305,10 +305,10 @@ class RecordedPruning(Pruning):
     place of the one that stands for each (its own if it was kept, -1 where none does), tokens in and out and, where
     some were left out, the importance that decided, 1 on average; of the conditional half of the batch."""
 
-    def begin(self, x):
+    def start(self, step):
         for name in self.names[1:]:  # the first one sees all tokens, or those that another method merged
             self.context.seen.pop(name, None)
-        super().begin(x)
+        return super().start(step)
 
     def prune(self, x, kept, slot):
         import torch
@@ -358,7 +358,7 @@ def active(unet, knobs, context, kind):
 def touched(unet, grid, knobs):
     """Names of the modules that it can save work in."""
     found = active(unet, knobs, Context(steps=OF, grid=grid), Pruning)
-    return [name for pruning in found for name in pruning.names[min(pruning.left) + 1:]]
+    return [name for pruning in found for name in pruning.after]
 
 
 @contextmanager
@@ -369,9 +369,16 @@ def attach(pipe, knobs, context):
     """
     kind = RecordedPruning if context.trace is not None else Pruning
     kind = own(kind, context, KEY, "choose", "prune", "recover")
+
+    def tell(pruning):
+        if pruning.previous is not None:
+            context.kept_bytes[KEY] = context.kept_bytes.get(KEY, 0) + pruning.previous.nbytes
+
     with ExitStack() as exits:
         for pruning in active(pipe.unet, knobs, context, kind):
+            exits.callback(tell, pruning)
             exits.callback(context.pruned.difference_update, pruning.names)
+            exits.enter_context(context.at_start(pruning.start, first=True))  # who merges must know what is left
             for module, forward in pruning.forwards():
                 exits.enter_context(replaced(module, forward=forward))
         yield pipe

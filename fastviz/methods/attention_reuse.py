@@ -123,13 +123,15 @@ def stored(gamma):
     return tuple(bool(now and not after) for now, after in zip(gamma, (*gamma[1:], 1)))
 
 
+def labels(gamma):
+    """What happens at each step: "compute", "store" (compute and keep) or "reuse"."""
+    return tuple("store" if store else "compute" if now else "reuse" for now, store in zip(gamma, stored(gamma)))
+
+
 def kinds(knobs, steps):
     """One label per step, equal labels for equal work. What a search found is known only with the model: no two steps
     count as equal then."""
-    if knobs.schedule == SEARCHED:
-        return tuple(range(steps))
-    gamma = gamma_of(knobs, steps)
-    return tuple("store" if store else "compute" if now else "reuse" for now, store in zip(gamma, stored(gamma)))
+    return tuple(range(steps)) if knobs.schedule == SEARCHED else labels(gamma_of(knobs, steps))
 
 
 # The arithmetic of diffusers' AttnProcessor2_0 on (B, N, C), in two halves
@@ -156,18 +158,16 @@ def queries_and_keys(attn, q, k):
     return q * q.shape[-1] ** -0.5, k
 
 
-def attention_map(attn, x, context=None, mask=None, out=None):
-    """softmax(Q K^T / sqrt(d)): (B, heads, N, M), written over `out` where that has this shape. No gradients."""
+def attention_map(attn, x, context=None, mask=None):
+    """softmax(Q K^T / sqrt(d)): (B, heads, N, M). No gradients."""
     import torch
 
     x, context = inputs(attn, x, context)
     q, k = queries_and_keys(attn, attn.to_q(x), attn.to_k(context))
-    shape = (*q.shape[:3], k.shape[2])
-    out = out if out is not None and out.shape == shape else q.new_empty(shape)
-    flat = out.flatten(0, 1)  # the same memory
-    added = flat if mask is None else attn.prepare_attention_mask(mask, context.shape[1], len(x))
-    torch.baddbmm(added, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), beta=int(mask is not None), out=flat)
-    return torch.softmax(out, -1, out=out)  # in place: maps are what takes memory here
+    logits = q.flatten(0, 1) @ k.flatten(0, 1).transpose(1, 2)
+    if mask is not None:
+        logits += attn.prepare_attention_mask(mask, context.shape[1], len(x))
+    return torch.softmax(logits, -1, out=logits).unflatten(0, q.shape[:2])  # in place: maps are what takes memory here
 
 
 def apply_map(attn, weights, x, context=None):
@@ -218,21 +218,30 @@ class MapReuse:
      - on steps that compute: none, `before` is called
      - on the last one before a run of reusing steps: the map is made and kept, and the output is made from it
      - on steps that reuse: the kept map is applied to new values
+    The ledger is read by the eager network alone: a compiled one takes what it needs, or runs out of memory.
     """
 
     def __init__(self, before, name, grid, gamma, context, ledger):
         """grid: (h, w) of the tokens that ask, unless another method merged or left out some of them."""
         self.before, self.name, self.grid, self.gamma, self.context, self.ledger = before, name, grid, gamma, context, ledger
-        self.stores, self.kept = stored(gamma), None
+        self.labels, self.kept = labels(gamma), None
+
+    def start(self, step):
+        self.label = self.labels[step]
+        if self.label == "reuse":
+            self.context.acted[KEY].add((self.name, step))
+        if self.label == "store":
+            self.kept = None  # the memory is needed for what comes in its place
+        return self.label
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **others):
-        step = self.context.step
-        if not self.gamma[step]:
-            self.context.acted[KEY].add((self.name, step))
+        import torch
+
+        if self.label == "reuse":
             return self.again(attn, hidden_states, encoder_hidden_states)
-        if self.name not in self.ledger.sizes:
+        if not torch.compiler.is_compiling() and self.name not in self.ledger.sizes:
             self.ledger.enter(self.name, self.size(attn, hidden_states, encoder_hidden_states))
-        run = self.store if self.stores[step] else self.before
+        run = self.store if self.label == "store" else self.before
         return run(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **others)
 
     def size(self, attn, x, context):
@@ -241,7 +250,7 @@ class MapReuse:
         return len(x) * attn.heads * x.shape[1] * keys.shape[1] * x.element_size()
 
     def store(self, attn, x, context=None, mask=None, temb=None, **others):
-        self.kept = attention_map(attn, x, context, mask, out=self.kept)
+        self.kept = attention_map(attn, x, context, mask)
         return apply_map(attn, self.kept, x, context)
 
     def again(self, attn, x, context):
@@ -365,5 +374,6 @@ def attach(pipe, knobs, context):
         for name, attn, _ in layers:
             kind = processor(attn, knobs, context.trace is not None)
             reuse = kind(attn.processor, name, grids[name.rpartition(".")[0]], gamma, context, ledger)
+            exits.enter_context(context.at_start(reuse.start))
             exits.enter_context(replaced(attn, processor=reuse))
         yield pipe

@@ -2,7 +2,7 @@
 
 Changed: the forward functions of the U-Net's transformer blocks. Bolya and Hoffman, Token Merging for Fast Stable
 Diffusion, arXiv 2303.17604. Beyond the paper: the draw belongs to (seed, step, block), levels are counted from the
-finest grid that has attention, the match can serve several steps, and a floor keeps dissimilar tokens apart.
+finest grid that has attention, a match can serve several steps and blocks, and a floor keeps dissimilar tokens apart.
 torch is imported where it is used: the page builds its controls from Knobs and must not wait for it.
 """
 
@@ -43,8 +43,11 @@ class Knobs:
                               tinker=True)
     every: int = number(1, 1, 100, "Matches anew every so many steps. More saves time in matching, and the match ages.",
                         tinker=True)
+    share: bool = switch(False, "The first block of a stage matches, and the others on its grid merge as it does: saves "
+                         "their matching, and what they merge suits them less.", tinker=True)
     floor: float = number(OFF, OFF, 1.0, "Cosine similarity below which tokens stay apart, whatever the ratio. More is "
-                          "slower and closer to the full model; -1 merges all.", tinker=True)
+                          "slower and closer to the full model; -1 merges all. How many tokens merge then depends on "
+                          "the picture, so the network cannot be compiled as one graph.", tinker=True)
     finest: bool = switch(True, "Counts downsampling from the finest grid that has attention; off: from the latents, "
                           "as the paper does, which on some models leaves nothing to merge.", tinker=True)
 
@@ -119,9 +122,9 @@ def rows(slot, merged):
 
 def merge(x, members, starts):
     """Means of tokens: (B, N, C) -> (B, N - r, C). One pooled gather: on a GPU, too, it adds in a fixed order."""
-    import torch.nn.functional as F
+    from .. import kernels
 
-    return F.embedding_bag(members, x.flatten(0, 1), starts, mode="mean").unflatten(0, (len(x), -1))
+    return kernels.merge(x, members, starts)
 
 
 def unmerge(y, flat):
@@ -136,18 +139,22 @@ def kinds(knobs, steps):
 
 # The block
 
-class Merging:
-    """One transformer block's match, made from the block's input and shared by its parts.
+class Match:
+    """Which tokens of a grid merge: made from the input of one block, used by that block or by all of its stage.
 
-    Modifications:
-     - block.forward matches first, on steps where a new match is due
-     - forward of the parts that merge: merge before, unmerge after
+    Each step is one of: "match", made anew; "keep", as at the step before.
     """
 
-    def __init__(self, name, size, knobs, context):
+    def __init__(self, name, size, knobs, context, device):
+        """name: of the block whose input it is made from."""
+        import torch
+
         self.name, self.size, self.knobs, self.context = name, size, knobs, context
-        self.r = count(knobs.ratio, size, knobs.sx, knobs.sy)
-        self.since = self.match = None
+        self.since, self.merged = None, count(knobs.ratio, size, knobs.sx, knobs.sy)
+        tokens, cells = math.prod(size), math.prod(cells_of(size, knobs.sx, knobs.sy)[0])
+        # one place for all steps: a recorded CUDA graph reads the draw where it was when it was recorded
+        self.order = torch.empty(tokens, dtype=torch.long, device=device)
+        self.src, self.dst = self.order.split([tokens - cells, cells])
         self.parts = [part for part, on in (("self", knobs.merge_self), ("cross", knobs.merge_cross)) if on]
 
     def due(self, step):
@@ -158,84 +165,109 @@ class Merging:
         return step - self.since >= self.knobs.every and not held
 
     def draw(self, step):
-        """(sources, destinations) of this step."""
+        """Places of the sources, then of the destinations, of this step."""
         knobs, place = self.knobs, 0
         if knobs.random:
             cells, (sy, sx) = cells_of(self.size, knobs.sx, knobs.sy)
             place = places(self.context.seed, step, self.name, cells, sy * sx)
-        return split(self.size, knobs.sx, knobs.sy, place)[::-1]
+        return np.concatenate(split(self.size, knobs.sx, knobs.sy, place)[::-1])
 
-    def renew(self, x, step):
-        """Makes the match for x (B, N, C)."""
+    def start(self, step):
         import torch
 
-        knobs, tokens = self.knobs, self.size[0] * self.size[1]
+        self.label = "keep"
+        if self.name not in self.context.pruned and self.due(step):
+            self.label, self.since = "match", step
+            self.order.copy_(torch.from_numpy(self.draw(step)), non_blocking=self.context.device == "cuda")
+        return self.label
+
+    def make(self, x):
+        """From x (B, N, C)."""
+        tokens = math.prod(self.size)
         if x.shape[1] != tokens:
             raise ValueError(f"{self.name} has {x.shape[1]} tokens where {self.size[0]} x {self.size[1]} were expected")
-        self.src, self.dst = (torch.from_numpy(one).to(x.device) for one in self.draw(step))
         self.similarity, partner = nearest(x, self.src, self.dst)
-        r = self.r if knobs.floor == OFF else self.allowed()
-        self.slot = assign(self.similarity, partner, self.src, self.dst, r)
-        self.merged, self.since = r, step
-        self.match = rows(self.slot, tokens - r)
+        if self.knobs.floor != OFF:
+            self.merged = self.allowed()
+        self.slot = assign(self.similarity, partner, self.src, self.dst, self.merged)
+        self.rows = rows(self.slot, tokens - self.merged)
 
     def allowed(self):
         """At most r, and no more than reach the floor in every half of the batch. On the meta device, where nothing is
         known about similarity, none: the work that is counted there is then never less than the work that is done."""
         reached = (self.similarity >= self.knobs.floor).sum(1).min()
-        return 0 if reached.is_meta else min(self.r, int(reached))
+        r = count(self.knobs.ratio, self.size, self.knobs.sx, self.knobs.sy)
+        return 0 if reached.is_meta else min(r, int(reached))
+
+
+class Merging:
+    """One transformer block that merges by a match.
+
+    Modifications:
+     - block.forward matches first, if the match is made from this block's input, on steps where a new one is due
+     - forward of the parts that merge: merge before, unmerge after
+    """
+
+    def __init__(self, name, match):
+        self.name, self.match, self.context = name, match, match.context
+
+    def start(self, step):
+        self.whole = self.name not in self.context.pruned  # what is left of the grid has no cells
+        if self.whole and self.match.knobs.floor == OFF:
+            self.context.acted[KEY].add((self.name, step))
+        return self.whole
 
     def prepare(self, x):
-        step = self.context.step
-        if self.due(step):
-            self.renew(x, step)
-        if self.merged:
-            self.context.acted[KEY].add((self.name, step))
+        match = self.match
+        if match.label == "match" and match.name == self.name:
+            match.make(x)
+        if match.knobs.floor != OFF and match.merged:
+            self.context.acted[KEY].add((self.name, self.context.step))
 
     def block(self, forward):
         def matched(hidden_states, *args, **kwargs):
-            if self.name in self.context.pruned:
-                self.merged = 0  # what is left of the grid has no cells
-            else:
+            if self.whole:
                 self.prepare(hidden_states)
             return forward(hidden_states, *args, **kwargs)
         return matched
 
     def part(self, forward):
         def merged(hidden_states, *args, **kwargs):
-            if not self.merged:
+            if not (self.whole and self.match.merged):
                 return forward(hidden_states, *args, **kwargs)
             return self.all(forward(self.fewer(hidden_states), *args, **kwargs))
         return merged
 
     def fewer(self, x):
-        return merge(x, *self.match[1:])
+        return merge(x, *self.match.rows[1:])
 
     def all(self, y):
-        return unmerge(y, self.match[0])
+        return unmerge(y, self.match.rows[0])
 
 
 class RecordedMerging(Merging):
     """Adds, for a traced run, at every step and block: the merged token of each token (h, w), the positions of the
     destinations, tokens in and out, and the cosine of each merged source with its destination (h, w), NaN for all other
-    tokens; of the conditional half of the batch."""
+    tokens; of the conditional half of the batch. Cosines are those of the tokens that the match was made from."""
 
     def prepare(self, x):
         super().prepare(x)
-        add, step = self.context.trace.add, self.context.step
+        add, step, match = self.context.trace.add, self.context.step, self.match
         self.context.seen.pop(self.name, None)
-        if self.merged:
-            self.context.seen[self.name] = self.slot[-1]
-        add("tome.labels", step, self.name, self.slot[-1].view(self.size).int())
-        add("tome.destinations", step, self.name, self.dst.int())
-        add("tome.tokens", step, self.name, np.array([x.shape[1], x.shape[1] - self.merged], np.int32))
-        add("tome.similarity", step, self.name, self.cosines().view(self.size).half())
+        if match.merged:
+            self.context.seen[self.name] = match.slot[-1]
+        add("tome.labels", step, self.name, match.slot[-1].view(match.size).int())
+        add("tome.destinations", step, self.name, match.dst.int())
+        add("tome.tokens", step, self.name, np.array([x.shape[1], x.shape[1] - match.merged], np.int32))
+        add("tome.similarity", step, self.name, cosines(match).view(match.size).half())
 
-    def cosines(self):
-        merged = self.slot[-1][self.src] >= len(self.src) - self.merged
-        found = self.similarity.new_full((self.size[0] * self.size[1],), math.nan)
-        found[self.src[merged]] = self.similarity[-1][merged]
-        return found
+
+def cosines(match):
+    """(N,) of each merged source with its destination, NaN elsewhere."""
+    merged = match.slot[-1][match.src] >= len(match.src) - match.merged
+    found = match.similarity.new_full((math.prod(match.size),), math.nan)
+    found[match.src[merged]] = match.similarity[-1][merged]
+    return found
 
 
 def active(unet, grid, knobs):
@@ -264,10 +296,15 @@ def attach(pipe, knobs, context):
      - block.forward, and forward of attn1, attn2 and ff as far as they merge
     """
     kind = own(RecordedMerging if context.trace is not None else Merging, context, KEY, "prepare", "fewer", "all")
-    wanted = parts(knobs)
+    wanted, matches = parts(knobs), {}
     with ExitStack() as exits:
         for name, block, size in active(pipe.unet, context.grid, knobs) if wanted else []:
-            merging = kind(name, size, knobs, context)
+            key = (name.partition(".attentions.")[0], size) if knobs.share else name
+            if key not in matches:
+                matches[key] = Match(name, size, knobs, context, pipe.unet.device)
+                exits.enter_context(context.at_start(matches[key].start))
+            merging = kind(name, matches[key])
+            exits.enter_context(context.at_start(merging.start))
             exits.enter_context(replaced(block, forward=merging.block(block.forward)))
             for part in filter(None, (getattr(block, part) for part in wanted)):
                 exits.enter_context(replaced(part, forward=merging.part(part.forward)))

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..run import guided, noise
+from ..run import encoded, guided, network_inputs, noise
 
 
 class Network:
@@ -13,15 +13,15 @@ class Network:
     def __init__(self, pipe, requests, on_call=lambda prompts: None):
         self.pipe, self.guidance, self.pair = pipe, requests[0].guidance, guided(pipe, requests[0])
         self.calls, self.on_call = 0, on_call
-        prompt, negative = pipe.encode_prompt([request.prompt for request in requests], pipe.device, 1, self.pair)
-        self.text = torch.cat([negative, prompt]) if self.pair else prompt
+        made = encoded(pipe, [request.prompt for request in requests], self.pair, pipe.device)
+        self.told = network_inputs(made, requests[0].size)
         self.start = torch.cat([noise(pipe, request) for request in requests]).to(pipe.device)
 
     @torch.no_grad()
     def __call__(self, x, t):
         """x (B, 4, h, w) of the pipeline's type -> (B, 4, h, w)."""
         both = torch.cat([x] * 2) if self.pair else x
-        e = self.pipe.unet(both, t, encoder_hidden_states=self.text, return_dict=False)[0]
+        e = self.pipe.unet(both, t, **self.told, return_dict=False)[0]
         if self.pair:
             without, given = e.chunk(2)
             e = without + self.guidance * (given - without)

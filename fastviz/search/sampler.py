@@ -65,9 +65,10 @@ class Sampler:
         context = context_of(self.pipe, self.first, len(gamma), tuple(self.network.start.shape[2:]), trace)
         knobs = attention_reuse.Knobs(maps=self.maps, keep=self.keep, schedule="".join(map(str, gamma)))
         with torch.no_grad(), attached(self.pipe, (knobs,), context):
-            for context.step in todo:
-                x = self.step(latents[context.step], self.scheduler.timesteps[context.step])
-                if context.step >= begin:
+            for step in todo:
+                context.start(step)
+                x = self.step(latents[step], self.scheduler.timesteps[step])
+                if step >= begin:
                     latents.append(x)
         return Path(gamma, latents)
 

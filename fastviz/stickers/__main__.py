@@ -13,9 +13,16 @@ STAGES = {
     "teacher": "3: train the U-Net and its text encoder",
     "evaluate": "4: figures and contact sheet of the shipped model",
     "export": "5: write the trained model to assets/stickers",
+    "distil": "6: train the one-step student's small U-Net to answer as the teacher does",
+    "student-decoder": "6b: train the student's small decoder",
+    "pairs": "7: draw with the guided teacher what the student learns to draw in one step",
+    "warmup": "8: train the student to draw these pictures in one step",
+    "score": "9: train the student to draw from the teacher's distribution",
+    "export-student": "10: write the student to assets/stickers/sdxs, where the app finds it",
+    "evaluate-student": "11: figures and pictures of the student beside the teacher, in training/",
 }
 TRAINING = {"autoencoder": (8, 1.5e-3), "decoder": (8, 1e-3), "reference": (8, 1e-3), "judge": (24, 2e-3),
-            "teacher": (24, 2e-3)}  # batch and learning rate for a CPU
+            "teacher": (24, 2e-3), "distil": (8, 4e-4), "student-decoder": (8, 1e-3), "warmup": (16, 2e-4), "score": (8, 2e-5)}  # batch and learning rate for a CPU
 
 
 def main():
@@ -35,6 +42,17 @@ def main():
             stage.add_argument("--decay", type=float, default=0.25, help="last share of the time, in which the rate falls")
             stage.add_argument("--anew", action="store_true", help="from random weights, where there is no checkpoint")
             stage.add_argument("--room", type=int, default=12_000, help="encoded scenes kept")
+        if name == "pairs":
+            stage.add_argument("--minutes", type=float, default=20, help="time budget")
+            stage.add_argument("--batch", type=int, default=8)
+            stage.add_argument("--count", type=int, default=32_000, help="pairs that are enough")
+            stage.add_argument("--steps", type=int, default=20)
+            stage.add_argument("--guidance", type=float, default=3.0, help="what the student will do without")
+        if name == "score":
+            stage.add_argument("--updates", type=int, default=2000, help="over which the mixture of the losses moves")
+        if name == "evaluate-student":
+            stage.add_argument("--count", type=int, default=32, help="prompts for each number of objects")
+            stage.add_argument("--repeats", type=int, default=5, help="timed runs of teacher and student, by turns")
         if name == "evaluate":
             stage.add_argument("--count", type=int, default=64, help="prompts for each number of objects")
             stage.add_argument("--steps", type=int, default=50)
@@ -45,7 +63,7 @@ def main():
 
 
 def run(args):
-    from . import autoencoder, evaluate, export, judge, teacher, world
+    from . import autoencoder, evaluate, export, judge, sdxs, teacher, world
 
     if args.stage == "atlas":
         world.render_atlas().save(world.ATLAS, quality=92, method=6)
@@ -61,6 +79,8 @@ def run(args):
         teacher.fit(args.minutes, args.batch, args.lr, args.scenes, args.fresh, args.room, args.decay, args.anew)
     elif args.stage == "export":
         export.export()
+    elif args.stage in sdxs.STAGES:
+        sdxs.run(args)
     else:
         evaluate.main(args.count, args.steps, args.guidance)
 

@@ -8,7 +8,9 @@ from ..methods import BY_KEY, METHODS, few_step, method_of
 from ..models import MODELS
 from ..request import GUIDANCE, PROMPT_LENGTH, BadRequest, Request, parse_stack, split, stack_text
 
-CHOSEN = tuple(method for method in METHODS if method.KEY != "full")  # the full model always runs
+OWN = ("steps", "guidance", "size")  # controls whose values are the model's own until somebody moves them
+CHOSEN = tuple(method for method in METHODS  # the full model always runs, and what is not there cannot be chosen
+                if method.KEY != "full" and getattr(method, "ready", lambda: True)())
 CURVE = (0.1, 0.2, 0.4, 0.6)  # shares of the steps at which the few-step curve is measured
 
 
@@ -39,7 +41,7 @@ class Ask:
     def general(self):
         """Seed, steps, guidance and how often to time: the controls that belong to the whole comparison."""
         model = MODELS[self.profile.models[0]]
-        offered = [(MODELS[key].title, key) for key in self.profile.models]
+        offered = [(MODELS[key].title, key) for key in self.profile.models if not MODELS[key].missing]
         self.add("model", gr.Dropdown(offered, value=model.key, label="Model", filterable=False,
                                       visible=len(offered) > 1 or "hidden", elem_id="ask-model"))
         with gr.Row(elem_classes="pair seed"):
@@ -80,14 +82,30 @@ class Ask:
         self.add("more", gr.Textbox("", label="More rows", placeholder="tome(ratio=0.25), tome+attention_reuse",
                                     max_lines=1, elem_id="ask-more", info="As on the command line, separated by commas."))
         model = MODELS[self.profile.models[0]]
-        self.add("size", gr.Dropdown([(f"{size} x {size}", size) for size in model.sizes], value=model.size, filterable=False,
+        offered = [size for size in model.sizes if size <= self.profile.max_size]
+        self.add("size", gr.Dropdown([(f"{size} x {size}", size) for size in offered], value=model.size, filterable=False,
                                      label="Picture size", elem_id="ask-size",
                                      info="In pixels. Pictures look best in the size that the model was trained for."))
+
+    def own(self, key):
+        """Updates of the controls that depend on the model, in the order of OWN: its own values, and what it allows."""
+        model = MODELS[key]
+        most = min(self.profile.max_steps, model.most_steps)
+        return [gr.Slider(maximum=max(2, most), value=model.steps, interactive=most > 1),
+                gr.Slider(value=model.guidance, interactive=model.most_guidance > 1), self.sizes(model, model.size),
+                *(gr.Checkbox(value=False, interactive=method.KEY in model.methods) if method.KEY not in model.methods
+                  else gr.Checkbox(interactive=True) for method in CHOSEN)]
+
+    def sizes(self, model, size):
+        offered = [each for each in model.sizes if each <= self.profile.max_size]
+        return gr.Dropdown([(f"{each} x {each}", each) for each in offered], value=size)
 
     def request(self, values):
         """The controls' values, as they came from outside, -> a checked Request. BadRequest names the field."""
         told = dict(zip(self.controls, values, strict=True))
         plain = {name: told[name] for name in ("prompt", "seed", "steps", "guidance", "size", "model", "repeats")}
+        if plain["steps"] is None:
+            raise BadRequest("steps", "Steps must be a whole number: the field is empty.")
         return self.profile.check(Request(methods=stacks(told), **plain))
 
     def show(self, request):
@@ -104,12 +122,18 @@ class Ask:
         rest = []
         for stack in request.methods[1:]:
             key = method_of(stack[0]).KEY
-            if len(stack) == 1 and not told[key]:
+            if len(stack) == 1 and not told.get(key, True):
                 told |= {key: True} | {f"{key}.{name}": value for name, value in vars(stack[0]).items()}
             else:
                 rest.append(stack)
         told["more"] = ", ".join(map(stack_text, rest))
         return [told[name] for name in self.controls]
+
+    def settings(self, request):
+        """The same, with the sizes that the request's model has to choose from."""
+        values = dict(zip(self.controls, self.values(request), strict=True))
+        values["size"] = self.sizes(MODELS[request.model], request.size)
+        return list(values.values())
 
 
 def method_knobs(told, method):

@@ -15,6 +15,7 @@ from .. import models
 from ..request import BadRequest
 from ..store import picture_name
 from ..trace import load as load_trace
+from . import worker
 from .board import png
 from .job import Work
 
@@ -54,19 +55,34 @@ def words_of(model, prompt):
     return [(i, piece) for i, piece in enumerate(pieces) if any(letter.isalnum() for letter in piece)]
 
 
+def estimates(pipe, channels, steps, stop=lambda: False):
+    """The picture as the network estimated it at every step: (steps, h, w, 4) uint8."""
+    import torch
+
+    from ..run import Stopped, pictures
+
+    latents, found = torch.stack([torch.from_numpy(channels["estimate"][step, ""]) for step in range(steps)]), []
+    for some in latents.split(TOGETHER):
+        if stop():
+            raise Stopped
+        found += [np.asarray(picture.convert("RGBA")) for picture in pictures(pipe, some)]
+    return np.stack(found)
+
+
 class Inside(Work):
     """Traced runs of a finished comparison's rows. views: what the page shows of each, in order; traces: {row index: .npz
     file}."""
 
-    def __init__(self, job):
+    def __init__(self, job, megabytes=128):
         super().__init__("look inside")
+        self.megabytes = megabytes
         self.job, self.asked = job, [row for _, row in sorted(job.rows.items()) if row.image is not None]
-        self.views, self.traces, self.blocks, self.words, self.place = [], {}, [], [], (0, 0, 1)
-        self.folder = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR")))
+        self.views, self.traces, self.blocks, self.words, self.place, self.folder = [], {}, [], [], (0, 0, 1), None
 
     def compute(self):
         from ..patch import transformer_blocks
 
+        self.folder = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR")))
         request, pipe = self.job.request, models.load(self.job.request.model)
         side = request.size // pipe.vae_scale_factor
         self.blocks = [(name, block_label(name, size)) for name, _, size in transformer_blocks(pipe.unet, (side, side))]
@@ -83,10 +99,15 @@ class Inside(Work):
         told = {"index": row.index, "title": row.title, "stack": row.stack, "steps": row.steps, "error": None}
         path = self.folder / picture_name(row).replace(".png", ".npz")
         try:
-            trace = traced(self.job.request, row, stop=self.stop.is_set,
-                           on_step=lambda step, steps: self.watch(i, row.title, step, steps))
+            if worker.LENT:
+                self.watch(i, row.title, 0, row.steps)
+                trace, frames = worker.LENT["look"](self.job.request, row, self.megabytes)
+            else:
+                trace = traced(self.job.request, row, stop=self.stop.is_set, megabytes=self.megabytes,
+                               on_step=lambda step, steps: self.watch(i, row.title, step, steps))
+                frames = estimates(pipe, trace.channels, row.steps, self.stop.is_set)
             trace.save(path)
-            found = self.shown(pipe, row, trace)
+            found = self.shown(row, trace, frames)
         except (Stopped, Lost):
             raise
         except Exception as error:
@@ -98,29 +119,16 @@ class Inside(Work):
         self.place, self.sentence = (i, step, steps), f"Recording {title}: step {step} of {steps}"
         self.changed.set()
 
-    def shown(self, pipe, row, trace):
+    def shown(self, row, trace, frames):
         from .. import views
 
         channels, lost = trace.channels, sum(trace.dropped.values())
         strip = views.strip(views.activity(channels, [name for name, _ in self.blocks], row.steps))
         work = views.work(row.flops_per_step, max(self.asked[0].flops_per_step))
-        sheet = views.sheet(self.estimates(pipe, channels, row.steps), COLUMNS)
+        sheet = views.sheet(frames, COLUMNS)
         return {"picture": png(row.image), "estimates": webp(sheet), "kinds": views.kinds(channels),
                 "looks": views.looks(channels), "strip": png(strip), "work": png(work),
                 "note": f"There was no room for {lost} records: some steps are missing." if lost else ""}
-
-    def estimates(self, pipe, channels, steps):
-        """The picture as the network estimated it at every step: (steps, h, w, 4) uint8."""
-        import torch
-
-        from ..run import Stopped, pictures
-
-        latents, found = torch.stack([torch.from_numpy(channels["estimate"][step, ""]) for step in range(steps)]), []
-        for some in latents.split(TOGETHER):
-            if self.stop.is_set():
-                raise Stopped
-            found += [np.asarray(picture.convert("RGBA")) for picture in pictures(pipe, some)]
-        return np.stack(found)
 
     def status(self):
         """The progress line."""

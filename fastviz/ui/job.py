@@ -1,56 +1,81 @@
 """Work under way: a thread, and what the page shows of it at any moment. A comparison is one kind of work."""
 
-import errno
+import contextvars
+import copy
 import logging
 import os
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 from ..models import BadModel, load
-from ..store import files, query, recipe, zipped
+from ..request import BadRequest
+from ..store import archive, files, query, recipe
+from . import health, worker
 from .board import shown, span, waiting, where
 
 log = logging.getLogger(__name__)
 TICK = 0.6  # seconds between two looks at the progress: more often would take time from what is being timed
 ENDED = {"finished": "Done.", "stopped": "Stopped. What was finished stays."}
 LOST = threading.Event()  # set when the device stopped answering: this process can compute nothing any more
-GONE = "The device stopped answering. The server ends now: it has to be started again."
+GONE = "The device stopped answering. The server ends now, and this page comes back when it is started again."
+
+
+def able():
+    """BadRequest where no new work can be done."""
+    if LOST.is_set():
+        raise BadRequest("model", GONE)
 
 
 class Work:
     """Something under way in a thread of its own, so that it can be watched and stopped while it computes.
 
-    state: "running", then "finished", "stopped" or "failed"; told: whether the page shows the end.
+    state: "running", then "finished", "stopped" or "failed"; told: whether the page shows the end; between: called by long
+    work where others may have their turns.
     """
 
     def __init__(self, name):
         self.state, self.sentence, self.told, self.fresh = "running", "Loading the model", False, True
-        self.stop, self.changed = threading.Event(), threading.Event()
-        self.thread = threading.Thread(target=self.work, name=name, daemon=True)
+        self.stop, self.changed, self.between = threading.Event(), threading.Event(), lambda: None
+        visitor = contextvars.copy_context()  # a lent GPU is asked for in the visitor's name
+        self.thread = threading.Thread(target=visitor.run, args=(self.work,), name=name, daemon=True)
 
     def work(self):
-        from ..run import Lost, Stopped  # torch and diffusers: the page must not wait for them
+        from ..run import Lost, Stopped, disk_full  # torch and diffusers: the page must not wait for them
 
         state, sentence = "finished", ""
+        health.working.add(self)
         try:
             self.compute()
         except Stopped:
             state = "stopped"
         except Lost:
             state, sentence = "failed", GONE
+            health.note("device", GONE)
             LOST.set()
         except BadModel as error:
             state, sentence = "failed", str(error)
-        except Exception:
+            health.note("model", sentence)
+        except Exception as error:
             log.exception("Work for the page failed: %s.", self.thread.name)
-            state, sentence = "failed", f"The {self.thread.name} could not be finished: the server's log says why."
+            why = "the disk is full" if disk_full(error) else "the server's log says why"
+            state, sentence = "failed", f"The {self.thread.name} could not be finished: {why}."
+        health.working.discard(self)
+        health.RUNS.labels(self.thread.name, state).inc()
+        log.info("A %s ended: %s.", self.thread.name, state, extra={"event": "work", "work": self.thread.name, "outcome": state, **self.facts()})
         self.state, self.sentence = state, sentence or ENDED[state]
         self.changed.set()
+
+    def facts(self):
+        """What the log tells of it."""
+        return {}
 
     def changes(self):
         """Starts the work and yields whenever there is something new to show, at most once a tick, until it has ended:
         whether there is more than a new progress line."""
+        if self.state != "running":  # shown from memory
+            return
         self.thread.start()
         while self.thread.is_alive():
             fresh, self.fresh = self.fresh, False
@@ -67,27 +92,66 @@ class Work:
 
 
 class Job(Work):
-    """A request's comparison. rows: the last Row per index; views: what the page shows of each; files: as store.files
-    gives them, once packed."""
+    """A request's comparison. rows: the last Row per index; views: what the page shows of each; log_prompt: whether the
+    log may tell the prompt; files: as store.files gives them, once packed."""
 
-    def __init__(self, request):
+    def __init__(self, request, log_prompt=False):
         super().__init__("comparison")
+        self.log_prompt = log_prompt
         self.request, self.recipe, self.query = request, recipe(request), query(request)
         self.views = [waiting(i, stack) for i, stack in enumerate(request.methods)]
         self.rows, self.progress, self.environment, self.files = {}, None, {}, {}
+        self.measured = time.strftime("%Y-%m-%d %H:%M %Z")
 
     def compute(self):
         from ..compare import compare, environment
 
+        if worker.LENT:
+            return self.compute_elsewhere()
         self.environment = environment(load(self.request.model))
+        health.note("model", "")
         for row in compare(self.request, on_progress=self.watch, stop=self.stop.is_set):
             self.take(row)
+
+    def compute_elsewhere(self):
+        """The same in a worker that holds a GPU: it tells of rows, not of steps, and can be stopped between them."""
+        from ..run import Stopped
+
+        self.sentence = "Waiting for a GPU, then running"
+        found = worker.LENT["rows"](self.request)
+        self.environment = next(found)
+        for row in found:
+            self.take(row)
+            if self.stop.is_set():
+                raise Stopped
+
+    def again(self):
+        """This comparison as another visitor sees it who asked the same: never as if it were timed anew."""
+        other = copy.copy(self)
+        other.environment = {**self.environment, "measured": f"{self.measured} for an earlier visitor, not anew"}
+        other.sentence = f"Shown from memory: measured at {self.measured} for an earlier visitor, not timed anew."
+        return other
 
     def watch(self, progress):
         self.progress, self.sentence = progress, where(progress)
         self.changed.set()
 
+    def facts(self):
+        """The settings and the failures; the prompt where the operator wants it."""
+        told = {name: value for name, value in self.recipe.items() if name != "prompt" or self.log_prompt}
+        return told | {"failed_rows": [row.stack for row in self.rows.values() if row.error]}
+
     def take(self, row):
+        """Counts a row that was computed just now, and shows it."""
+        if row.error:
+            health.ROWS.labels("failed").inc()
+        else:
+            run = row.run  # a worker's stays there
+            health.took(*((run.text, sum(run.steps), run.decode) if run else ()))
+            health.note("LPIPS", reason if isinstance(reason := row.metrics["lpips"], str) else "")
+        self.place(row)
+
+    def place(self, row):
         self.rows[row.index] = row
         self.views[row.index] = shown(row, self.recipe, self.views[row.index])
         self.fresh = True
@@ -113,6 +177,8 @@ class Job(Work):
 
     def pack(self):
         """One zip of what is finished, in the temp folder -> (its path or None, what went wrong or "")."""
+        from ..run import disk_full
+
         rows = [row for _, row in sorted(self.rows.items()) if row.image is not None]
         if not rows:
             return None, ""
@@ -120,20 +186,22 @@ class Job(Work):
             folder = tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])
             path = Path(folder, f"fastviz-seed-{self.request.seed}.zip")
             self.files = files(self.request, rows, self.environment)
-            path.write_bytes(zipped(self.files))
+            path.write_bytes(archive(self.files))
+            health.note("archive", "")
             return str(path), ""
         except Exception as error:  # the pictures on the page must outlive whatever goes wrong with their copy
             log.exception("The archive could not be written.")
-            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-            return None, f"There is no archive to download: {'the disk is full' if full else 'the server log says why'}."
+            told = f"There is no archive to download: {'the disk is full' if disk_full(error) else 'the server log says why'}."
+            health.note("archive", told)
+            return None, told
 
 
 class Opened(Job):
-    """A comparison that is done, with its pictures and numbers: nothing is run."""
+    """A comparison that is done, with its pictures and numbers: nothing is run, and nothing counted."""
 
     def __init__(self, request, rows, environment):
         super().__init__(request)
         for row in rows:
-            self.take(row)
+            self.place(row)
         self.environment, self.told = environment, True
         self.state = "finished" if len(rows) == len(request.methods) else "stopped"

@@ -1,6 +1,7 @@
 """Sweeps on the page: the controls, the work, and what the page shows of it."""
 
 import dataclasses
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -10,9 +11,11 @@ import gradio as gr
 from ..explore import plan as planning
 from ..explore.history import thumb
 from ..request import PROMPT_LENGTH, BadRequest
+from . import health
 from .ask import CHOSEN
 from .job import Work
 
+log = logging.getLogger(__name__)
 VARIED = 3  # settings that can vary at once
 SHOWS = 20  # times that the page is drawn anew during a sweep: drawing takes time from what is being timed
 
@@ -25,17 +28,18 @@ def knobs():
 
 
 class Controls:
-    """What a sweep asks beside the page's own prompt, steps, guidance, size and model."""
+    """What a sweep asks beside the page's own prompt, steps, guidance, size and model, in the bounds of a profile."""
 
-    def __init__(self):
-        self.all = []
+    def __init__(self, profile):
+        self.profile, self.all = profile, []
         with gr.Column(elem_id="ask-vary"):
             self.varied()
         with gr.Row(elem_classes="vary"):
             self.add(gr.Textbox("", label="Prompts", lines=2, max_lines=6, placeholder="one a line; empty takes the prompt above", elem_id="ask-prompts"))
             self.add(gr.Textbox("0-2", label="Seeds", max_lines=1, placeholder="0-3 or 1,5,9", elem_id="ask-seeds"))
         self.add(gr.Textbox("", label="Rows", max_lines=1, placeholder="empty takes one for each method that varies", elem_id="ask-sweep-rows",
-                            info="As on the command line, such as tome, tome+attention_reuse."))
+                            info="As on the command line, such as tome, tome+attention_reuse. "
+                                 f"A sweep may have {profile.sweep_cells} pictures here."))
 
     def varied(self):
         for i, (name, values) in enumerate([("tome.ratio", "0.2, 0.4, 0.6"), (None, ""), (None, "")][:VARIED]):
@@ -46,8 +50,7 @@ class Controls:
     def add(self, component):
         self.all.append(component)
 
-    @staticmethod
-    def plan(values, told, profile):
+    def plan(self, values, told):
         """The checked Plan. values: of these controls; told: of the page's own, by name."""
         *varied, prompts, seeds, rows = values
         vary = []
@@ -60,9 +63,9 @@ class Controls:
         lines = [line for line in prompts.splitlines() if line.strip()] or [told["prompt"]]
         settings = {name: told[name] for name in ("model", *planning.GENERAL)}
         try:
-            plan = planning.read_plan(lines, seeds, rows, vary, profile.sweep_cells, **settings)
+            plan = planning.read_plan(lines, seeds, rows, vary, self.profile.sweep_cells, **settings)
             for variant in plan.variants:
-                profile.check(variant.request(plan, *plan.units[0]))
+                self.profile.check(variant.request(plan, *plan.units[0]))
         except BadRequest as refusal:
             raise BadRequest(refusal.field.replace("methods", "vary"), str(refusal)) from None
         return plan
@@ -74,7 +77,7 @@ class Sweeping(Work):
     def __init__(self, plan, history, owner):
         super().__init__("sweep")
         self.plan, self.history, self.owner = plan, history, owner
-        self.sweep, self.place, self.thumbs = None, (0, 1, 0, 1), {}
+        self.sweep, self.place, self.thumbs, self.counted, self.before = None, (0, 1, 0, 1), {}, set(), 0
 
     def compute(self):
         from ..explore import sweep as sweeping
@@ -82,9 +85,30 @@ class Sweeping(Work):
         shown = 0
         for i, self.sweep in enumerate(sweeping.run(self.plan, self.history, self.owner, self.watch, self.stop.is_set)):
             self.collect()
+            self.count(i == 0)
             if i == 0 or (i - shown) * SHOWS >= len(self.sweep.keys):
                 self.fresh, shown = True, i
                 self.changed.set()
+            if i:
+                self.between()
+
+    def count(self, before):
+        """Counts the pictures that are new as timed runs. before: whether they were there when the sweep began."""
+        for place, told in self.sweep.cells.items():
+            if told and place not in self.counted:
+                self.counted.add(place)
+                if before:
+                    self.before += 1
+                elif told["error"]:
+                    health.ROWS.labels("failed").inc()
+                else:
+                    health.took(told["text"], told["denoising"], told["decoder"])
+
+    def facts(self):
+        """What was asked, without prompts, and how much of it is done."""
+        rows, vary = self.plan.plain()["rows"], {name: list(values) for name, values in self.plan.vary}
+        return {"model": self.plan.model, "rows": rows, "vary": vary, "prompts": len(self.plan.prompts), "seeds": len(self.plan.seeds),
+                "pictures": len(self.plan.variants) * len(self.plan.units), "finished": len(self.counted), "from_before": self.before}
 
     def collect(self):
         """Small copies of the pictures that are new."""
@@ -104,6 +128,8 @@ class Sweeping(Work):
         done, cells, step, steps = self.place
         if self.state == "running":
             return told | {"share": (done + step / steps) / cells}
+        if self.before and self.state == "finished":
+            told["sentence"] += f" {self.before} of {len(self.sweep.keys)} pictures were there from before, with the times of then."
         if self.sweep and (bad := sum(bool(cell and cell["error"]) for cell in self.sweep.cells.values())):
             told["sentence"] += f" {bad} pictures could not be made: their places say why."
         return told | ({"sentence": "Stopped. What was finished is kept: the same sweep goes on from there."} if self.state == "stopped" else {})
@@ -125,11 +151,15 @@ class Sweeping(Work):
         return {"thumb": self.thumbs.get((v, u)), **{name: told.get(name) for name in ("seconds", "lpips", "error")}}
 
     def files(self):
-        """Paths of the tables to take away."""
+        """(paths of the tables to take away or None, what went wrong or "")."""
         from ..explore import sweep as sweeping
 
         if self.sweep is None:
-            return None
-        folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
-        (folder / "cells.csv").write_text(sweeping.cells_csv(self.sweep))
-        return [str(folder / "cells.csv")]
+            return None, ""
+        try:
+            path = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]), "cells.csv")
+            path.write_text(sweeping.cells_csv(self.sweep))
+            return [str(path)], ""
+        except OSError:  # the pictures on the page must outlive whatever goes wrong with their table
+            log.exception("The table of a sweep could not be written.")
+            return None, "There is no table to download: the server's log says why."

@@ -8,6 +8,8 @@ import threading
 import time
 from pathlib import Path
 
+from . import health
+
 log = logging.getLogger(__name__)
 
 
@@ -55,8 +57,10 @@ def keep(folder, seconds, megabytes, every=30.0):
         while True:
             try:
                 sweep(folder, time.time(), seconds, megabytes)
+                health.note("janitor", "")
             except Exception:  # whatever it is: a server without a janitor fills the disk
                 log.exception("The janitor could not sweep %s and tries again.", folder)
+                health.note("janitor", "Old files could not be cleared: the server's log says why.")
             time.sleep(every)
 
     thread = threading.Thread(target=work, name="janitor", daemon=True)

@@ -7,6 +7,7 @@ from .reuse import one_reuse, schedules
 from .saved import saved
 from .scatter import scatter
 from .schedule import distance, timesteps, triangle
+from .student import decoders, networks, one_step
 from .summary import summary
 from .table import table
 from .theme import png

@@ -1,4 +1,4 @@
-"""Colours, marks and numbers that all figures share. Colours are Okabe and Ito's, told apart without red-green vision;
+"""Colours, marks and numbers that all figures share. Colours are Okabe and Ito's and one of Tol's, told apart without red-green vision;
 marks differ too, so nothing hangs on colour alone."""
 
 import io
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F")
-MARKS = "oD^sPXv"
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#882255", "#7F7F7F")
+MARKS = "oD^sPX*v"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def plain_axes(axes, theme):
 def look(row):
     """Colour and mark of a row, by its methods: rows of the same methods look the same."""
     keys = [part.partition("(")[0] for part in row.stack.split("+")]
-    order = ("full", "few_step", "attention_reuse", "tome", "atedm", "olss")
+    order = ("full", "few_step", "attention_reuse", "tome", "atedm", "olss", "sdxs")
     i = len(order) if len(keys) > 1 or keys[0] not in order else order.index(keys[0])
     return COLOURS[i], MARKS[i]
 

@@ -7,6 +7,7 @@
   /** The line that tells how far things are. */
   fastviz.status = (element, value) => {
     now = value || {};
+    const before = fastviz.heard(now);
     const place = element.querySelector(".status");
     if (!place.firstChild) {
       place.setAttribute("role", "status");
@@ -16,7 +17,7 @@
     document.body.dataset.state = now.state || "idle";
     const busy = now.state === "running" || now.state === "waiting";
     const idle = "Type a prompt and press Run, or click an example.";
-    say(place.querySelector("b"), now.sentence || (now.state === "waiting" ? "Waiting for a turn" : idle));
+    say(place.querySelector("b"), before + (now.sentence || (now.state === "waiting" ? "Waiting for a turn" : idle)));
     say(place.querySelector("span"), now.left || "");
     place.querySelector("i").style.width = 100 * (busy ? now.share || 0 : now.state === "finished" ? 1 : 0) + "%";
     refuse(now);
@@ -81,6 +82,8 @@
   };
 
   // The board: everything that came of a run.
+
+  fastviz.shown_query = () => shown?.query;
 
   fastviz.board = (element, value) => {
     const place = element.querySelector(".board");

@@ -1,0 +1,246 @@
+"""Everything at once on a GPU: our methods, peers and one-step models on networks of the real sizes, random weights.
+
+Cells are run in order of importance until the minutes are over; the same command goes on. Seconds are those of the
+network's calls in a whole guided run of one batch (for the one-step models of everything from prompt embedding to decoded
+pixels): each kind of step is timed a few times and counts as often as it occurs, peers run their first steps, scaled. Text
+encoder, scheduler and, but for the one-step models, decoder are left out; "olss" has its scheduler in. "eager" is half
+precision and nothing else; "expert" adds channels_last, fused projections where a method allows them, compiled blocks and
+CUDA graphs. Peak memory is above the weights. A cell that fails is recorded with its sentence; --again tries it once more.
+"""
+
+import argparse
+import csv
+import gc
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from .. import models
+from ..compare import environment
+from ..request import BadRequest, check_number
+from ..run import Peak
+from . import lanes, networks
+
+LARGEST = 64  # pictures in the largest batch that is tried
+FILL = 0.8  # of the free memory that the largest batch is meant to take
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement. lane: a stack as the command line takes it, a peer of lanes.PEERS, or "olss"; batch: pictures, 0
+    for the most that fit by the peak of the same cell with one."""
+    network: str
+    size: int
+    lane: str = "full"
+    steps: int = 50
+    attention: str = "fused"
+    how: str = "eager"
+    batch: int = 1
+
+    @property
+    def key(self):
+        return ", ".join((self.network, f"{self.size} px", self.lane, f"{self.steps} steps", self.attention, self.how,
+                          f"batch {self.batch or 'most'}"))
+
+
+TOME, STACKED = "tome(ratio=0.6)", "tome(share=true)+attention_reuse(keep=output)"
+OUTPUT = "attention_reuse(keep=output)"
+
+
+def cells():
+    """All cells, the most telling first."""
+    one, xl, sd = networks.ONE_STEP, ("SDXL", 1024), "SD 1.5"
+    sizes = dict(zip(one, (512, 1024)))
+    found = [Cell(name, sizes[name], steps=1, how=how) for how in ("expert", "eager") for name in one]
+    found += [Cell(*xl, lane, attention=attention) for attention in ("materialised", "fused")
+              for lane in ("full", "atedm", "atedm(finest=false)")]
+    found += [Cell(sd, 512, lane, attention="materialised") for lane in ("full", TOME, "tomesd 0.6")]
+    found += [Cell(sd, 2048, lane) for lane in ("full", TOME, "tomesd 0.6")]
+    found += [Cell(sd, 512), Cell(sd, 512, "olss", 10)]
+    found += [Cell(*xl, lane, 10) for lane in (OUTPUT, STACKED, "olss", STACKED + "+atedm")]
+    found += [Cell(sd, size, lane) for size in (512, 768, 1024)
+              for lane in ("full", "tome", "tome(share=true)", "tomesd 0.5")]
+    found += [Cell(*place, lane, how="expert") for place in (xl, (sd, 1024))
+              for lane in ("full", STACKED, "tome(share=true)", "atedm")]
+    found += [Cell(*xl, STACKED, 10, how="expert")]
+    found += [Cell(sd, size, lane) for size in (512, 768, 1024) for lane in (
+        "attention_reuse", OUTPUT, "pyramid broadcast 2", "DeepCache 3")]
+    found += [Cell(*xl, lane) for lane in ("tome", "attention_reuse", OUTPUT, "pyramid broadcast 2", "DeepCache 3")]
+    found += [Cell(sd, size, lane, attention="materialised") for size in (768, 1024)
+              for lane in ("full", TOME, "tomesd 0.6", "attention_reuse")]
+    found += [Cell("SDXL", 2048, lane) for lane in ("full", "tome", "atedm", OUTPUT)]
+    found += [Cell(name, sizes[name], steps=1, how="expert", batch=0) for name in one]
+    found += [Cell(*place, lane, batch=0) for place in ((sd, 512), xl)
+              for lane in ("full", "tome", "attention_reuse", OUTPUT)]
+    found += [Cell(sd, 512, lane, attention="materialised", batch=0) for lane in ("full", TOME, "tomesd 0.6")]
+    return list(dict.fromkeys(found))
+
+
+def goals():
+    """[(what, cell above, cell below, "seconds" or "peak")]: ratios of the same run; with no cell below, pictures a second."""
+    xl, sd = ("SDXL", 1024), "SD 1.5"
+    found = [(f"{name} images/s", Cell(name, size, steps=1, how="expert"), None, "seconds")
+             for name, size in zip(networks.ONE_STEP, (512, 1024))]
+    for attention in ("materialised", "fused"):
+        found += [(f"SDXL 1024 px {attention}: full / {lane}", Cell(*xl, attention=attention),
+                   Cell(*xl, lane, attention=attention), "seconds") for lane in ("atedm", "atedm(finest=false)")]
+    small = Cell(sd, 512, attention="materialised"), Cell(sd, 512, TOME, attention="materialised")
+    found += [("SD 1.5 512 px materialised: full / tome 60 %", *small, "seconds"),
+              ("SD 1.5 512 px materialised: full / tome 60 %, peak memory", *small, "peak"),
+              ("SD 1.5 2048 px: full / tome 60 %", Cell(sd, 2048), Cell(sd, 2048, TOME), "seconds"),
+              ("SD 1.5 2048 px: tomesd / tome 60 %", Cell(sd, 2048, "tomesd 0.6"), Cell(sd, 2048, TOME), "seconds")]
+    found += [(f"SD 1.5 {size} px: tomesd / {lane}", Cell(sd, size, "tomesd 0.5"), Cell(sd, size, lane), "seconds")
+              for size in (512, 768, 1024) for lane in ("tome", "tome(share=true)")]
+    found += [("SD 1.5 512 px: 50 steps / OLSS 10 steps", Cell(sd, 512), Cell(sd, 512, "olss", 10), "seconds")]
+    found += [(f"SDXL 1024 px: 50 steps / {lane}, 10 steps, {how}",
+               Cell(*xl, how=how), Cell(*xl, lane, 10, how=how), "seconds") for lane, how in (
+                   (OUTPUT, "eager"), (STACKED, "eager"), (STACKED + "+atedm", "eager"), (STACKED, "expert"))]
+    return found
+
+
+# One cell
+
+def batch_of(cell, known, device):
+    """How many pictures at once; for the most that fit, a power of two from what one picture took."""
+    if cell.batch:
+        return cell.batch
+    peak = known.get(Cell(**{**asdict(cell), "batch": 1}).key, {}).get("peak")
+    if not peak or device.type != "cuda":
+        raise RuntimeError("The largest batch follows from the peak memory of one picture, and that is not known.")
+    room = FILL * torch.cuda.mem_get_info(device)[0] / peak
+    return 1 << max(0, min(LARGEST, int(room)).bit_length() - 1)
+
+
+@torch.no_grad()
+def measured(cell, known, device, configs, backend, decoder):
+    """What is recorded of a cell: {"seconds", "images_per_second", "batch", "peak"}. Raises what went wrong."""
+    config, dtype, free = configs[cell.network], models.precision(device), not cell.steps == 1
+    unet, batch = networks.unet_of(config, device, dtype), batch_of(cell, known, device)
+    grid = (cell.size // 8,) * 2
+    told = networks.inputs(config, grid[0], batch * (1 + free), device, dtype)  # guided runs take a pair
+    tiny = None if free else networks.decoder_of(device, dtype, **decoder)
+    with lanes.prepared(unet, cell, backend):
+        memory = Peak(device)
+        seconds = lanes.seconds(unet, cell, told, grid, device, tiny)
+        peak = memory.bytes()
+    return {"seconds": seconds, "images_per_second": batch / seconds, "batch": batch, "peak": peak}
+
+
+def attempt(cell, *told):
+    """The same, or {"error": a sentence}."""
+    begun = time.perf_counter()
+    try:
+        found = measured(cell, *told)
+    except Exception as error:  # whatever a kernel, a compiler or a peer raises: the other cells go on
+        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        text = "Out of memory." if memory else (str(error).strip().splitlines() or [""])[0][:300]
+        found = {"error": f"{type(error).__name__}: {text}"}
+        if isinstance(error, torch.AcceleratorError):
+            found["lost"] = True
+    gc.collect()
+    if torch.cuda.is_available() and "lost" not in found:
+        torch.cuda.empty_cache()
+    return found | {"took": time.perf_counter() - begun}
+
+
+# What comes out
+
+def reached(known, found=None):
+    """[(what, value or None)] of the goals."""
+    out = []
+    for what, above, below, figure in found or goals():
+        top, bottom = (known.get(cell.key, {}) if cell else None for cell in (above, below))
+        if below is None:
+            value = top.get("images_per_second")
+        else:
+            value = top[figure] / bottom[figure] if top.get(figure) and bottom.get(figure) else None
+        out.append((what, value))
+    return out
+
+
+def write(folder, told):
+    """cells.json, whole or not at all; cells.csv."""
+    part = folder / "cells.json.part"
+    part.write_text(json.dumps(told, indent=1, allow_nan=False))
+    part.replace(folder / "cells.json")
+    names = [*Cell.__dataclass_fields__, "seconds", "images_per_second", "peak", "error", "took"]
+    with open(folder / "cells.csv", "w", newline="") as file:
+        rows = csv.DictWriter(file, names, extrasaction="ignore")
+        rows.writeheader()
+        rows.writerows(told["cells"].values())
+
+
+def figure(known, path):
+    """Speed-up over the full model of the same network, size, attention and settings, one bar a lane."""
+    from matplotlib.figure import Figure
+
+    bars = []
+    for row in known.values():
+        alike = {name: row[name] for name in ("network", "size", "attention", "how")}
+        full = known.get(Cell(**alike, batch=row["asked"]).key, {})
+        if row["lane"] != "full" and row.get("seconds") and full.get("seconds"):
+            name = f"{row['network']} {row['size']} px, {row['attention']}, {row['how']}, batch {row['batch']}: {row['lane']}"
+            bars.append((f"{name}, {row['steps']} steps", row["images_per_second"] / full["images_per_second"]))
+    if not bars:
+        return
+    drawn = Figure(figsize=(12, 1 + 0.24 * len(bars)), layout="constrained")
+    axes = drawn.subplots()
+    names, values = zip(*reversed(bars))
+    axes.barh(names, values, color="#5b6ee1")
+    axes.bar_label(axes.containers[0], fmt="%.2f", padding=3, fontsize=8)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xlabel("times as many pictures a second as the full model, 50 steps")
+    axes.tick_params(axis="y", labelsize=8)
+    drawn.savefig(path, dpi=110)
+
+
+def load(folder, machine):
+    """Cells that an earlier call measured. BadRequest when that was another machine or version."""
+    path = folder / "cells.json"
+    if not path.is_file():
+        return {}
+    told = json.loads(path.read_text())
+    if told["environment"] != machine:
+        raise BadRequest("out", f"{path} was measured elsewhere or with other versions: choose another folder.")
+    return told["cells"]
+
+
+def main(argv=None, asked=None, configs=networks.CONFIGS, backend="inductor", decoder=None):
+    """asked: Cells, if not all; configs: {network: configuration}; backend: of torch.compile; decoder: sizes of the tiny
+    decoder, if not the published ones."""
+    parser = argparse.ArgumentParser(prog="python -m fastviz bench gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", required=True, help="folder; the same one goes on where an earlier call stopped")
+    parser.add_argument("--minutes", type=float, default=8, help="no cell is begun after so many")
+    parser.add_argument("--again", action="store_true", help="tries cells once more that failed")
+    args = parser.parse_args(argv)
+    check_number("minutes", "--minutes", args.minutes, 0, 10_000, float)
+    begun, folder, device, machine = time.monotonic(), Path(args.out), models.device(), environment()
+    folder.mkdir(parents=True, exist_ok=True)
+    known, asked = load(folder, machine), cells() if asked is None else asked
+    todo = [cell for cell in asked if cell.key not in known or args.again and "error" in known[cell.key]]
+
+    def record(cell, told):
+        known[cell.key] = asdict(cell) | {"asked": cell.batch} | told
+        write(folder, {"bench": "gpu", "environment": machine, "cells": known})
+
+    for cell in todo:
+        if time.monotonic() - begun > 60 * args.minutes:
+            break
+        record(cell, {"error": "It was begun and did not end."})  # what stays if the process is ended meanwhile
+        told = attempt(cell, known, device, configs, backend, decoder or {})
+        record(cell, told)
+        print(f"{cell.key}: " + (told.get("error") or "{seconds:.3f} s, {images_per_second:.3f} images/s".format(**told)), flush=True)
+        if "lost" in told:  # nothing in this process can use the device again
+            break
+    left = sum(cell.key not in known for cell in asked)
+    figure(known, folder / "cells.png")
+    print()
+    for what, value in reached(known):
+        print(f"{what}: " + ("not measured" if value is None else f"{value:.2f}"))
+    if left:
+        print(f"\n{left} of {len(asked)} cells are left: the same command goes on.")
+    print(json.dumps({"bench": "gpu", "environment": machine, "left": left, "goals": dict(reached(known))}, allow_nan=False))
+    return 0

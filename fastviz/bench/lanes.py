@@ -1,0 +1,186 @@
+"""The ways to run a network that the GPU benchmark times: our stacks, peers, and the expert's settings."""
+
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import torch
+
+from ..cost import kinds, with_past
+from ..methods import attached
+from ..request import parse_stack
+from ..run import Clock
+from ..schedulers import OLSSScheduler, alphas_of, ddim
+from ..trace import Context
+
+PEER_STEPS = 6  # a multiple of every peer's period
+TIMED = 5  # times that a kind of step is timed
+SCHEDULE = dict(num_train_timesteps=1000, set_alpha_to_one=False, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+
+
+@contextmanager
+def expert(unet, stack, backend):
+    """channels_last, fused Q K V projections where the stack allows it, repeated blocks compiled. The network is not the
+    same afterwards."""
+    unet.to(memory_format=torch.channels_last)
+    if "attention_reuse" not in stack:  # which knows the standard processors alone
+        unet.fuse_qkv_projections()
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=4096):
+        unet.compile_repeated_blocks(backend=backend, fullgraph=True, dynamic=False)
+        yield
+
+
+def predict(unet, told, **other):
+    """The network's output; its first argument by position, which tomesd asks for."""
+    told = told | other
+    return unet(told["sample"], **{name: value for name, value in told.items() if name != "sample"}).sample
+
+
+def recorded(call, device):
+    """`call` as a CUDA graph, after it ran on a stream of its own; as it is on other devices."""
+    if device.type != "cuda":
+        return call
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        graph.kept = call()  # what it gives must live as long as it does
+    return graph.replay
+
+
+def seconds_of(call, device, times=TIMED):
+    """Median seconds, after one call that warms up."""
+    call()
+    clock = Clock(device)
+    for _ in range(times):
+        clock.mark()
+        call()
+        clock.mark()
+    return sorted(clock.spans())[times // 2]
+
+
+def ours(unet, told, text, steps, grid, device, graphs):
+    """Seconds of the network over a run of `steps` steps: each kind of step is timed and counts as often as it occurs."""
+    stack, context = parse_stack(text), Context(steps, grid=grid, device=device.type)
+    call, found = lambda: predict(unet, told), {}
+    with attached(SimpleNamespace(unet=unet), stack, context):
+        labels = with_past(kinds(stack, steps), context.frozen)
+        for step, label in enumerate(labels):
+            if label in found:
+                continue
+            clock = Clock(device)
+            clock.mark()
+            context.start(step)
+            clock.mark()
+            begun, = clock.spans()
+            found[label] = begun + seconds_of(recorded(call, device) if graphs else call, device)
+    return sum(found[label] for label in labels)
+
+
+def peer(unet, told, name, steps, grid, device):
+    """The same of another package: its first PEER_STEPS steps, scaled."""
+    pipe = SimpleNamespace(unet=unet, scheduler=SimpleNamespace(timesteps=torch.arange(PEER_STEPS).flip(0)))
+    begin = PEERS[name](pipe)
+    clock = Clock(device)
+    for times in range(3):  # the first one warms up
+        begin()
+        clock.mark()
+        for t in pipe.scheduler.timesteps:
+            predict(pipe.unet, told, timestep=t)
+        clock.mark()
+    return min(clock.spans()[1:]) * steps / PEER_STEPS
+
+
+def tomesd(ratio):
+    def apply(pipe):
+        from tomesd import apply_patch
+
+        apply_patch(pipe.unet, ratio=ratio)
+        return lambda: None
+    return apply
+
+
+def broadcast(pipe):
+    from diffusers import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
+    from diffusers.hooks import HookRegistry
+
+    apply_pyramid_attention_broadcast(pipe.unet, PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2, cross_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(0, 1000), cross_attention_timestep_skip_range=(0, 1000),
+        current_timestep_callback=lambda: 500))
+    return HookRegistry.check_if_exists_or_initialize(pipe.unet).reset_stateful_hooks
+
+
+def deepcache(pipe):
+    if not find_spec("DeepCache"):
+        raise RuntimeError("DeepCache is not installed: install it beside this package to compare with it.")
+    from DeepCache import DeepCacheSDHelper
+
+    helper = DeepCacheSDHelper(pipe=pipe)
+    helper.set_params(cache_interval=3, cache_branch_id=0)
+
+    def begin():
+        helper.disable()
+        helper.enable()
+    begin()
+    return begin
+
+
+PEERS = {"tomesd 0.5": tomesd(0.5), "tomesd 0.6": tomesd(0.6), "pyramid broadcast 2": broadcast, "DeepCache 3": deepcache}
+
+
+def fitted(unet, told, steps, device):
+    """Seconds of a whole run with a fitted scheduler; its coefficients are DDIM's, which take as long as any others."""
+    timesteps = [999 - i * 1000 // steps for i in range(steps)]
+    wx, we = ddim(alphas_of(SCHEDULE, timesteps))
+    scheduler = OLSSScheduler(timesteps, wx, we)
+
+    def run():
+        scheduler.set_timesteps()
+        x = told["sample"]
+        for t in timesteps:
+            x = scheduler.step(predict(unet, told, sample=x), t, x).prev_sample
+    return seconds_of(run, device, 3)
+
+
+def one_step(unet, told, decoder, device, graphs):
+    """Seconds from prompt embedding to decoded 8-bit pixels of a model that takes one step."""
+    def run():
+        x = (told["sample"].float() - predict(unet, told).float()).to(decoder.dtype)
+        return (decoder.decode(x).sample.clamp(-1, 1) * 127.5 + 127.5).byte()
+    return seconds_of(recorded(run, device) if graphs else run, device)
+
+
+def materialise(unet):
+    """Attention with its map in memory, as half precision code without fused kernels has it."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    unet.set_attn_processor(AttnProcessor())
+
+
+@contextmanager
+def prepared(unet, cell, backend):
+    """The network as the cell asks for it."""
+    with ExitStack() as exits:
+        if cell.attention == "materialised":
+            materialise(unet)
+        if cell.how == "expert":
+            exits.enter_context(expert(unet, cell.lane, backend))
+        yield unet
+
+
+def seconds(unet, cell, told, grid, device, decoder=None):
+    """Seconds of all network calls of one run of the cell's steps, for the whole batch."""
+    graphs = cell.how == "expert"
+    if decoder is not None:
+        return one_step(unet, told, decoder, device, graphs)
+    if cell.lane == "olss":
+        return fitted(unet, told, cell.steps, device)
+    if cell.lane in PEERS:
+        return peer(unet, told, cell.lane, cell.steps, grid, device)
+    return ours(unet, told, cell.lane, cell.steps, grid, device, graphs)

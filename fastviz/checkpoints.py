@@ -1,0 +1,158 @@
+"""The table of models: what each is, where it comes from, what it needs, and what may be asked of it."""
+
+import functools
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+EVERY = ("full", "few_step", "attention_reuse", "tome", "atedm", "olss")
+ONE_LAYER = ("full", "few_step", "attention_reuse", "tome", "olss")  # atedm acts between the layers of one transformer
+ONE_STEP = ("full", "tome")  # one step leaves nothing to skip and nothing to reuse
+FLOAT_BYTES = {"half": 2, "float32": 4}
+WORKING_BYTES = 2 * 2**30  # beside the weights: Python, torch and activations of one guided picture
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model that a request may name.
+
+    source: its folder, from the project's root or absolute; None for what is fetched; size, sizes: px; steps, guidance:
+    its defaults; closed: its language has only the words of its vocabulary, and others are named to the user; hub,
+    revision: where it is fetched from, a commit, "" where the first fetch decides which; variant: of its files, "" for
+    the plain ones; dtype: "half" on a GPU or "float32" everywhere; parameters: in millions, of all that is loaded;
+    scheduler: "ddim", or "own" for what lies in the folder; most_steps, most_guidance: upper bounds; methods: keys that do
+    something here; rows: what is asked for when nobody says; reference: the full model that a distilled one stands for.
+    """
+    key: str
+    title: str
+    source: str | None
+    size: int
+    sizes: tuple
+    steps: int
+    guidance: float
+    licence: str
+    closed: bool = False
+    hub: str = ""
+    revision: str = ""
+    variant: str = ""
+    dtype: str = "half"
+    parameters: float = 0.0
+    scheduler: str = "own"
+    most_steps: int = 100
+    most_guidance: float = 20.0
+    methods: tuple = EVERY
+    rows: str = "full,few_step,attention_reuse,tome"
+    reference: str = ""
+
+    @property
+    def folder(self):
+        return store() / self.key / "model" if self.source is None else ROOT / self.source
+
+    @property
+    def missing(self):
+        """"" when its folder is there, else what to do."""
+        if self.folder.is_dir():
+            return ""
+        if self.source is None:
+            return f"{self.title} was not fetched yet: `python -m fastviz fetch {self.key}`."
+        return f"There is no folder {self.folder}: get the complete project again."
+
+    @property
+    def note(self):
+        """What must stand beside the pictures of a distilled model, or ""."""
+        if not self.reference:
+            return ""
+        return (f"{self.title} is a distilled model. Its full model is {self.reference}; the rows here are measured against "
+                f"{self.title} as it is.")
+
+    def memory(self, device):
+        """Bytes that it takes on a device of that type, about: weights and what a run needs beside them."""
+        width = FLOAT_BYTES[self.dtype] if device == "cuda" else FLOAT_BYTES["float32"]
+        return round(self.parameters * 1e6) * width + WORKING_BYTES
+
+
+def store():
+    """Where fetched models lie: FASTVIZ_MODELS, or fastviz/models in the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("FASTVIZ_MODELS") or Path(cache, "fastviz", "models"))
+
+
+# Revisions are commits that public projects name for these repositories; sizes in parameters are those of the published
+# configurations, counted by the tests.
+diffusion = functools.partial(Model, source=None, size=512, sizes=(256, 384, 512, 640, 768), steps=50, guidance=7.5,
+                              variant="fp16", scheduler="ddim", methods=ONE_LAYER, parameters=1066.2)
+distilled = functools.partial(Model, source=None, size=512, sizes=(256, 384, 512), steps=1, guidance=1.0, most_guidance=1.0,
+                              most_steps=1, dtype="float32", methods=ONE_STEP, rows="full,tome")
+
+MODELS = {model.key: model for model in (
+    Model("stickers", "Stickers (embedded)", "assets/stickers/model", 256, (128, 256, 384, 512), 50, 3.0, "Apache-2.0",
+          closed=True, parameters=11.3),
+    diffusion("sd15", "Stable Diffusion 1.5", licence="CreativeML OpenRAIL-M",
+              hub="stable-diffusion-v1-5/stable-diffusion-v1-5", revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14"),
+    diffusion("dreamshaper8", "DreamShaper 8", licence="CreativeML OpenRAIL-M",
+              hub="Lykon/dreamshaper-8", revision="a7e52b98680b1ba8ff7bce97c7f9f2e2e5337917"),
+    diffusion("sdxl", "Stable Diffusion XL", licence="CreativeML Open RAIL++-M", size=1024, sizes=(512, 768, 1024),
+              guidance=5.0, parameters=3468.8, methods=EVERY, rows="full,few_step,tome,atedm",
+              hub="stabilityai/stable-diffusion-xl-base-1.0", revision="462165984030d82259a11f4367a4eed129e94a7b"),
+    distilled("sdxs-dreamshaper", "SDXS-512 DreamShaper", licence="CreativeML Open RAIL++-M", parameters=441.3,
+              reference="DreamShaper 8",
+              hub="IDKiro/sdxs-512-dreamshaper", revision="76f720262bb051da75666b22c902a78c8e16c763"),
+    distilled("sdxs", "SDXS-512 0.9", licence="CreativeML Open RAIL++-M", parameters=661.5,
+              reference="Stable Diffusion 2.1 base", hub="IDKiro/sdxs-512-0.9"),
+    distilled("sd-turbo", "SD-Turbo", licence="Stability AI Community License", parameters=1290.0, variant="fp16",
+              dtype="half", most_steps=4, methods=("full", "few_step", "attention_reuse", "tome"),
+              reference="Stable Diffusion 2.1", hub="stabilityai/sd-turbo",
+              revision="b261bac6fd2cf515557d5d0707481eafa0485ec2"),
+)}
+
+
+# Folders of the operator's own
+
+def add_folder(path):
+    """Enters a diffusers folder on this disk into the table, for this process, and returns its key. For operators: what a
+    visitor sends never comes here. ValueError with a sentence when it is no such folder."""
+    folder = Path(path).expanduser().resolve()
+    try:
+        index, unet, vae = (json.loads((folder / name).read_text())
+                            for name in ("model_index.json", "unet/config.json", "vae/config.json"))
+        size = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+        layers = unet.get("transformer_layers_per_block") or 1
+        scheduler = json.loads((folder / "scheduler/scheduler_config.json").read_text())
+        named = index["_class_name"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder} is no folder of a diffusers pipeline ({error}): give the one that holds model_index.json."
+                         ) from error
+    key = re.sub(r"[^a-z0-9.-]+", "-", folder.name.lower() if folder.name != "model" else folder.parent.name.lower()).strip("-.")
+    key = f"folder-{key}" if not key or key in MODELS else key
+    half = [path.name for path in folder.glob("unet/*.safetensors")]
+    parts = [folder / part for part in ("unet", "vae", "text_encoder", "text_encoder_2")]
+    variant = "fp16" if half and all(".fp16" in name for name in half) else ""
+    deep = layers != 1 if isinstance(layers, int) else any(each != 1 for each in layers)
+    MODELS[key] = Model(
+        key, f"{folder.name} (folder, {named.removesuffix('Pipeline')})", str(folder), size, tuple(sorted({
+            side for side in (size // 2, size * 3 // 4, size) if side % 64 == 0} | {size})), 50, 7.5,
+        "as told by whoever made it", variant=variant, parameters=millions(parts, variant),
+        scheduler="ddim" if scheduler.get("_class_name") in SEVERAL_CALLS else "own", methods=EVERY if deep else ONE_LAYER,
+        rows="full,few_step,attention_reuse,tome")
+    return key
+
+
+SEVERAL_CALLS = ("PNDMScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")  # call the network more often than asked
+
+
+def millions(parts, variant):
+    """Parameters, in millions, in the safetensors of these folders; only headers are read."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in (path for part in parts for path in part.glob("*.safetensors") if (".fp16" in path.name) == bool(variant)):
+        with safe_open(path, "np") as file:
+            for name in file.keys():
+                count = 1
+                for side in file.get_slice(name).get_shape():
+                    count *= side
+                total += count
+    return total / 1e6

@@ -1,0 +1,97 @@
+"""This project as a Space: what would be uploaded, and the upload itself, by huggingface_hub."""
+
+import os
+import re
+from dataclasses import dataclass
+
+import yaml
+
+from .models import ROOT, BadModel
+from .profile import ZERO
+
+FILES = ("app.py", "README.md", "LICENSE", "THIRD_PARTY.md", "requirements.txt", "spaces_config.yaml")
+FOLDERS = ("fastviz", "assets")
+LARGEST = 10_000_000  # bytes of a file that needs no large-file storage
+
+
+@dataclass(frozen=True)
+class Plan:
+    """files: {path in the Space: bytes of it or Path}; sizes: {path: bytes}; front: README's front matter; profile: the
+    name that the Space is told."""
+    files: dict
+    sizes: dict
+    front: dict
+    profile: str
+
+
+def front_matter(readme):
+    """README's front matter as a dict. ValueError without one."""
+    found = re.match(r"---\n(.*?)\n---\n", readme, re.DOTALL)
+    if not found:
+        raise ValueError("README.md must begin with the front matter of a Space, between two lines of ---.")
+    return yaml.safe_load(found[1])
+
+
+def names(root=ROOT):
+    """Paths of what the Space needs, in order: no tests, no benchmarks, nothing hidden."""
+    found = [root / name for name in FILES]
+    found += [path for folder in FOLDERS for path in sorted((root / folder).rglob("*")) if path.is_file()]
+    told = [path.relative_to(root).as_posix() for path in found]
+    return [name for name in told if not any(part.startswith(".") for part in name.split("/"))
+            and "__pycache__" not in name and not name.endswith(".state.json")]
+
+
+def plan(profile, name, root=ROOT):
+    """What a Space with this profile is made of. ValueError with a sentence for a profile that is no Space's."""
+    if not profile.hardware:
+        raise ValueError(f"The profile {name} names no hardware of a Space: choose cpu-basic or zerogpu.")
+    readme = (root / "README.md").read_text()
+    front = front_matter(readme)
+    if front["suggested_hardware"] != profile.hardware:
+        readme = readme.replace(f"suggested_hardware: {front['suggested_hardware']}", f"suggested_hardware: {profile.hardware}", 1)
+        front = front_matter(readme)
+    files = {path: root / path for path in names(root)} | {"README.md": readme.encode()}
+    if profile.hardware == ZERO:
+        files["requirements.txt"] = ((root / "requirements.txt").read_text() + "spaces>=0.40\n").encode()
+    sizes = {path: len(data) if isinstance(data, bytes) else data.stat().st_size for path, data in files.items()}
+    if large := [path for path, size in sizes.items() if size >= LARGEST]:
+        raise ValueError(f"{', '.join(large)}: a Space's plain files are below {LARGEST // 10**6} MB. Make them smaller.")
+    return Plan(files, sizes, front, name)
+
+
+def text(space, plan):
+    """The plan for people: one line per folder, front matter, requirements."""
+    folders = {}
+    for path, size in plan.sizes.items():
+        folder = "/".join(path.split("/")[:2]) + "/" if path.count("/") > 1 else path
+        count, total = folders.get(folder, (0, 0))
+        folders[folder] = count + 1, total + size
+    width = max(map(len, folders))
+    lines = [f"{folder:<{width}}  {count:>4} {'file ' if count == 1 else 'files'}  {total / 1e3:>9.1f} kB"
+             for folder, (count, total) in folders.items()]
+    needs = plan.files["requirements.txt"]
+    needs = (needs if isinstance(needs, bytes) else needs.read_bytes()).decode().split()
+    return "\n".join([f"Space {space}, profile {plan.profile}", "", *lines, "",
+                      f"{len(plan.sizes)} files, {sum(plan.sizes.values()) / 1e6:.2f} MB", "", "Front matter of README.md:",
+                      *(f"  {key}: {value}" for key, value in plan.front.items()), "",
+                      "Requirements: " + ", ".join(needs)])
+
+
+def upload(space, plan):
+    """Makes the Space if there is none, uploads everything in one commit and tells it its profile -> what to say. BadModel
+    with a sentence when the hub refuses."""
+    from huggingface_hub import CommitOperationAdd, HfApi, errors
+
+    api = HfApi()
+    operations = [CommitOperationAdd(path, data if isinstance(data, bytes) else os.fspath(data)) for path, data in plan.files.items()]
+    try:
+        space = api.create_repo(space, repo_type="space", space_sdk="gradio", exist_ok=True).repo_id
+        api.add_space_variable(space, "FASTVIZ_PROFILE", plan.profile)
+        api.create_commit(space, operations, repo_type="space", commit_message="Upload fastviz")
+    except errors.LocalTokenNotFoundError as error:
+        raise BadModel("Nobody is logged in: run `hf auth login` first.") from error
+    except (OSError, errors.HTTPError) as error:
+        words = str(error).strip().splitlines()
+        raise BadModel(f"The hub did not take it ({words[0] if words else type(error).__name__}): run `hf auth login` with a "
+                       "token that may write, and the same command again.") from error
+    return f"Uploaded: https://huggingface.co/spaces/{space}. Its hardware is chosen there: {plan.front['suggested_hardware']}."

@@ -1,0 +1,130 @@
+"""Brings a model of the table onto this disk, on the operator's word, and records what came: commit and every file's hash.
+
+What was fetched first is what is trusted: `models.check` compares every file with the record from then on, and the commit
+is pinned by the table or, where that names none, by the record.
+"""
+
+import errno
+import json
+import re
+import shutil
+import sys
+
+from .models import HASHES, BadModel, contents, device, free_memory, sha256, write_hashes
+
+ORIGIN = "origin.json"  # beside hashes.json: where the files came from
+NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+PARTS = (*NETWORKS, "scheduler", "tokenizer", "tokenizer_2")
+MARGIN = 2**28  # bytes of disk that stay free
+
+
+def wanted(names, variant):
+    """Those of a repository's files that are loaded: configurations, vocabularies, and one set of safetensors per network.
+    BadModel where a network has none."""
+    dot = f".{variant}" if variant else ""
+    weights = re.compile(rf"(diffusion_pytorch_model|model){re.escape(dot)}(-\d+-of-\d+)?\.safetensors(\.index{re.escape(dot)}\.json)?")
+    plain = re.compile(r"(config|scheduler_config|tokenizer_config|tokenizer|special_tokens_map|added_tokens|vocab)\.json|merges\.txt")
+    found = ["model_index.json"]
+    for name in names:
+        part, _, file = name.partition("/")
+        if part in PARTS and (weights if part in NETWORKS and ".safetensors" in file else plain).fullmatch(file):
+            found.append(name)
+    for part in NETWORKS:
+        own = [name for name in names if name.startswith(f"{part}/")]
+        if own and not any(name.startswith(f"{part}/") and name.endswith(".safetensors") for name in found):
+            raise BadModel(f"{part} is not published as safetensors{f' ({variant})' if variant else ''}, and nothing else is "
+                           "loaded here.")
+    if "model_index.json" not in names or "unet/config.json" not in found:
+        raise BadModel("This is no repository of a diffusers pipeline.")
+    return found
+
+
+def commit(model):
+    """The commit to fetch: the table's, else the one of the first fetch, else None."""
+    record = model.folder.parent / ORIGIN
+    return model.revision or (json.loads(record.read_text())["revision"] if record.is_file() else None)
+
+
+def sentence(error, model):
+    """What people read about an error of the hub or the disk."""
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/{model.hub}"
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk is full: make room in {model.folder.parent}, or set FASTVIZ_MODELS to a folder elsewhere."
+    if isinstance(error, errors.GatedRepoError):
+        return (f"{model.title} is given to those who accepted its licence: open {page}, sign in and accept it, then run `hf "
+                "auth login` here and the same command again.")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{page} no longer has the commit {commit(model)}: this version of fastviz cannot fetch it."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"There is no {page}, or it is shown to members only: run `hf auth login` if you are one."
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "The network is switched off by HF_HUB_OFFLINE: unset it and run the same command again."
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (f"{page} could not be read ({reason}): connect to the network and run the same command again, complete files "
+            "are kept.")
+
+
+def check_room(model, sizes):
+    """BadModel when the files that are still to come do not fit onto the disk; says so when the model will not fit into
+    memory."""
+    place = model.folder.parent
+    place.mkdir(parents=True, exist_ok=True)
+    missing = sum(size for name, size in sizes.items() if not (model.folder / name).is_file())
+    free = shutil.disk_usage(place).free
+    if missing + MARGIN > free:
+        raise BadModel(f"{model.title} needs {missing / 1e9:.2f} GB on disk and {free / 1e9:.2f} GB are free in {place}: make "
+                       "room, or set FASTVIZ_MODELS to a folder elsewhere.")
+    need, memory = model.memory(device().type), free_memory(device())
+    if need > memory:
+        print(f"It will take about {need / 2**30:.1f} GiB of memory to run, and {memory / 2**30:.1f} GiB are free here now.",
+              file=sys.stderr)
+
+
+def fetch(model):
+    """Downloads what is missing of `model`, checks it and writes the record -> its folder. BadModel with a sentence; what
+    had come by then stays, and the next fetch goes on from there."""
+    from huggingface_hub import HfApi, errors, hf_hub_download
+
+    folder = model.folder
+    try:
+        told = HfApi().model_info(model.hub, revision=commit(model), files_metadata=True)
+        files = {each.rfilename: each for each in told.siblings}
+        names = wanted(list(files), model.variant)
+        sizes = {name: files[name].size or 0 for name in names}
+        print(f"{model.title}: https://huggingface.co/{model.hub}, commit {told.sha}\nLicence: {model.licence}. Read it on "
+              f"that page; by using the model you accept it.\n{len(names)} files, {sum(sizes.values()) / 1e9:.2f} GB, into "
+              f"{folder}", file=sys.stderr)
+        check_room(model, sizes)
+        for name in names:
+            hf_hub_download(model.hub, name, revision=told.sha, local_dir=folder)
+    except KeyboardInterrupt:
+        print(f"\n{model.title} is not complete: the same command keeps the files that are, and goes on.", file=sys.stderr)
+        raise
+    except (OSError, errors.HTTPError) as error:
+        raise BadModel(sentence(error, model)) from error
+    record(model, told.sha, {name: files[name].lfs.sha256 for name in names if files[name].lfs}, names)
+    return folder
+
+
+def record(model, revision, told, names):
+    """Compares large files with the hashes that the hub tells, removes what does not belong there, and writes what
+    `models.check` compares with."""
+    for name in contents(model.folder):
+        path = model.folder / name
+        if name not in names:
+            path.unlink()
+        elif name in told and sha256(path) != told[name]:
+            path.unlink()
+            raise BadModel(f"{path} arrived damaged and was removed: run the same command again.")
+    known = model.folder.parent / HASHES
+    before = json.loads(known.read_text()) if known.is_file() else {}
+    write_hashes(model.folder.parent)
+    after = json.loads(known.read_text())
+    if changed := sorted(name for name in before.keys() & after.keys() if before[name] != after[name]):
+        known.write_text(json.dumps(before, indent=1) + "\n")
+        raise BadModel(f"{changed[0]} is not what was fetched first, although the commit is the same: delete "
+                       f"{model.folder.parent} if you trust it none the less.")
+    origin = {"hub": model.hub, "revision": revision, "licence": model.licence}
+    (model.folder.parent / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n")

@@ -1,0 +1,114 @@
+"""A small network that was trained to draw in one step, with a small decoder: other weights instead of a shorter way.
+
+Changed: the U-Net, its scheduler, the number of steps, guidance (it was trained in) and the decoder. Song et al., SDXS,
+arXiv 2403.16627. The weights lie in the folder `sdxs` beside the model whose student they are; the embedded model's are
+made by the stages of `python -m fastviz.stickers` from `distil` to `export-student`.
+"""
+
+import copy
+import json
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from .. import fitted, models
+from ..knobs import switch
+from ..patch import Refused, replaced
+
+KEY = "sdxs"
+TITLE = "One-step student"
+SAYS = "Draws in one step, with a smaller network and decoder that were trained to do so."
+PAPER = ("Song et al., SDXS", "https://arxiv.org/abs/2403.16627")
+ROLE = "weights"
+
+ABOUT = "student.json"  # in the student's folder: whose it is and how it was trained
+MAKE = "make it with `python -m fastviz.stickers export-student`, after the training stages from `distil` on"
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """Both off is the full model: with either on, the picture comes from other weights."""
+    unet: bool = switch(True, "Draw in one step, without guidance, with the small network. Off keeps the model's own network "
+                        "and steps.")
+    decoder: bool = switch(True, "Turn the latents into a picture with the small decoder. Off keeps the model's own.")
+
+
+NEUTRAL = Knobs(unet=False, decoder=False)
+
+
+def plan(knobs, steps):
+    """The number of steps that a row with these knobs takes when the request asks for `steps`."""
+    return 1 if knobs.unet else steps
+
+
+def kinds(knobs, steps):
+    """One label per step: all steps do the same work."""
+    return (KEY,) * steps
+
+
+# The student's weights
+
+def path_of(folder):
+    """Where the student of the model in `folder` lies: beside it, a folder that diffusers reads as a pipeline."""
+    return folder.parent / "sdxs"
+
+
+def missing(folder):
+    """"" when the student of the model in `folder` is there and belongs to its weights, else the sentence that tells what to
+    do. folder: None for a model without one."""
+    if folder is None:
+        return "A one-step student lies beside a model's files, and this model has none: leave this row out."
+    about = path_of(folder) / ABOUT
+    name = about.parent.relative_to(folder.parents[1]).as_posix()
+    if not about.is_file():
+        return f"There is no one-step student {name} of this model: {MAKE}."
+    try:
+        teacher = json.loads(about.read_text())["teacher"]
+    except (ValueError, TypeError, LookupError) as error:
+        return f"{name}/{ABOUT} cannot be read ({error}): {MAKE}."
+    if teacher != fitted.weights(folder):
+        return f"The one-step student {name} was taught by other weights than this model's: {MAKE}."
+    return ""
+
+
+def ready():
+    """Whether any model has its student: else nobody is offered one."""
+    return any(not missing(model.folder) for model in models.MODELS.values() if model.folder.is_dir())
+
+
+def load(pipe):
+    """The pipeline of the student of `pipe`. Refused when there is none, or when it belongs to something else."""
+    folder = fitted.folder(pipe)
+    if sentence := missing(folder):
+        raise Refused(sentence)
+    try:
+        return models.load_beside(path_of(folder))
+    except models.BadModel as error:
+        raise Refused(f"{error} Or {MAKE}.") from error
+
+
+def touched(unet, grid, knobs):
+    """Where it can save work: "" is the whole U-Net."""
+    return [""] * knobs.unet + ["decoder"] * knobs.decoder
+
+
+@contextmanager
+def attach(pipe, knobs, context):
+    """Modifications: none of the pipeline. Yields a copy that has, in place of the model's own:
+     - unet and scheduler: one step of the student's; context.guidance is then 1, because guidance was trained in
+     - vae: the student's
+    Refused when this model's student is not there."""
+    with ExitStack() as exits:
+        if knobs != NEUTRAL:
+            student = load(pipe)
+            if pipe.device.type == "meta":
+                from ..bare import on_meta
+
+                student = exits.enter_context(on_meta(student))
+            parts = {"vae": student.vae} if knobs.decoder else {}
+            if knobs.unet:
+                fresh = type(student.scheduler).from_config(student.scheduler.config)
+                parts |= {"unet": student.unet, "scheduler": fresh}
+                exits.enter_context(replaced(context, guidance=1.0))
+            context.acted[KEY] |= {(part, step) for part in parts for step in range(context.steps)}
+            pipe = exits.enter_context(replaced(copy.copy(pipe), **parts))
+        yield pipe

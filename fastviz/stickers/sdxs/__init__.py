@@ -1,0 +1,26 @@
+"""The one-step student of the embedded model: SDXS, Song et al., arXiv 2403.16627, trained from the paper's equations.
+
+Stages in order: distil, student-decoder, pairs, warmup, score. Each goes on from the one before, and from its checkpoint;
+export-student then writes what the row `sdxs` of the app draws with, and evaluate-student tells what it is worth.
+"""
+
+STAGES = ("distil", "student-decoder", "pairs", "warmup", "score", "export-student", "evaluate-student")
+
+
+def run(args):
+    """One of STAGES with the arguments of the command line; ends the program with a sentence when another has to run first."""
+    from . import chain, decoder, distil, evaluate, export, pairs, score, warmup
+
+    try:
+        if args.stage == "pairs":
+            pairs.make(args.minutes, args.batch, args.steps, args.guidance, args.count)
+        elif args.stage == "score":
+            score.fit(args.minutes, args.batch, args.lr, args.updates)
+        elif args.stage == "export-student":
+            print(f"exported the student after the stage {export.export()}")
+        elif args.stage == "evaluate-student":
+            evaluate.main(args.count, args.repeats)
+        else:
+            {"distil": distil, "student-decoder": decoder, "warmup": warmup}[args.stage].fit(args.minutes, args.batch, args.lr)
+    except chain.NotYet as told:
+        raise SystemExit(str(told)) from None

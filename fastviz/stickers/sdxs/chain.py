@@ -1,0 +1,93 @@
+"""What the stages share: the committed teacher, the student as the stage before left it, and prompts of training scenes.
+
+Checkpoints carry the first digits of the teacher's sha256 in their names: what belongs to other weights is not found.
+"""
+
+import random
+
+import torch
+
+from ... import fitted, models
+from .. import autoencoder, parts, teacher, world
+from ..loop import CUDA, DEVICE, checkpoint, shipped
+from . import network
+
+MODEL = models.MODELS["stickers"]
+STAGES = ("distil", "warmup", "score")  # of the U-Net, in order
+
+
+class NotYet(RuntimeError):
+    """A stage that needs another one first; the text names the command."""
+
+
+def digest():
+    """sha256 of the committed teacher's weights, as `fitted` tells weights apart."""
+    return fitted.weights(MODEL.folder)
+
+
+def name(stage):
+    """What a stage's checkpoint is called."""
+    return f"student-{stage}-{digest()[:8]}"
+
+
+def frozen(module):
+    """On the training device, without gradients."""
+    return module.to(DEVICE).eval().requires_grad_(False)
+
+
+def quick(unet):
+    """On the training device, in the layout that convolutions like, and compiled where there is a GPU."""
+    unet.to(DEVICE, memory_format=torch.channels_last)
+    if CUDA:
+        torch.set_float32_matmul_precision("high")
+        unet.compile(dynamic=False)
+    return unet
+
+
+def committed_teacher(fast=True):
+    """The committed teacher.Teacher, frozen, on the training device. fast: compiled where there is a GPU."""
+    model = teacher.Teacher()
+    model.load_state_dict(teacher.committed()["weights"])
+    if fast:
+        quick(model.unet)
+    return frozen(model)
+
+
+def alphas():
+    """Cumulative alphas by timestep, on the training device."""
+    return parts.scheduler().alphas_cumprod.to(DEVICE)
+
+
+def student(guide, stage):
+    """The student's U-Net as `stage` left it: its moving average, on the CPU. NotYet when that stage has not run."""
+    if (saved := checkpoint(name(stage))) is None:
+        raise NotYet(f"There is no checkpoint of this stage for the committed teacher: run `python -m fastviz.stickers {stage}` first.")
+    unet = network.small_unet(guide.unet)
+    weights = saved["average"]
+    if stage == "score":  # trained beside its online score
+        weights = {key.removeprefix("student."): value for key, value in weights.items() if key.startswith("student.")}
+    unet.load_state_dict(weights)
+    return unet
+
+
+def captions(seeds):
+    """Captions of training scenes, one from each seed."""
+    return [world.sample(random.Random(seed)).caption for seed in seeds]
+
+
+def tokens_of(guide, texts):
+    """(B, 24) token ids on the training device."""
+    return teacher.tokens_of(guide.tokenizer, texts).to(DEVICE)
+
+
+@torch.no_grad()
+def embedded(guide, tokens):
+    """(B, 24, D): the teacher's text encoder is the student's too."""
+    return guide.text(tokens.to(DEVICE)).last_hidden_state
+
+
+def decoder_teacher():
+    """The committed small autoencoder, frozen, on the training device."""
+    vae = autoencoder.tiny()
+    vae.load_state_dict(shipped("tiny") or shipped("model", "vae"))
+    return frozen(vae)

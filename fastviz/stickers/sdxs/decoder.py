@@ -1,0 +1,52 @@
+"""The small decoder: it learns to draw what the teacher's decoder draws from the same latents.
+
+SDXS, arXiv 2403.16627, section on the image decoder: the distance between the two outputs, eight times smaller. Here the
+full size counts too: the teacher's decoder adds no texture of its own, so what it draws can be learnt as it is, and the
+paper's adversarial term has nothing left to invent.
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from .. import autoencoder
+from ..loop import DEVICE, checkpoint, feed, start_seed, train
+from . import chain, network
+
+
+def distance(out, target):
+    """The paper's: mean absolute difference of the pictures, eight times smaller; and that of the full pictures and of
+    their slopes, see autoencoder.distance."""
+    coarse = F.l1_loss(F.avg_pool2d(out, autoencoder.CELL), F.avg_pool2d(target, autoencoder.CELL))
+    return coarse + autoencoder.distance(out, target)
+
+
+def fit(minutes, batch, lr):
+    """Trains the decoder on latents of crops of scenes, or goes on from the checkpoint."""
+    seed = start_seed(chain.name("decoder"), 14)
+    vae = chain.decoder_teacher()
+    small = network.small_vae(vae).to(DEVICE)
+
+    def loss(decoder, images):
+        latents = autoencoder.settled(vae.encoder, images.to(DEVICE))[0]
+        with torch.no_grad():
+            wanted = vae.decoder(latents)
+        out = decoder(latents)
+        return distance(out, wanted), {"psnr": autoencoder.decibels(F.mse_loss(out.detach(), wanted))}
+
+    def report(decoder):
+        """heldout_psnr: against whole held-out scenes; teacher: of the teacher's decoder."""
+        return {"heldout_psnr": autoencoder.psnr(vae.encoder, decoder, 16), "teacher": autoencoder.psnr(vae.encoder, vae.decoder, 16)}
+
+    return train(chain.name("decoder"), small.decoder, feed(partial(autoencoder.crops, batch=batch), seed), loss, minutes, lr,
+                 report=report, report_every=60)
+
+
+def trained():
+    """The student's autoencoder: the teacher's encoder and the small decoder, on the CPU. NotYet before its stage has run."""
+    if (saved := checkpoint(chain.name("decoder"))) is None:
+        raise chain.NotYet("There is no small decoder for the committed model: run `python -m fastviz.stickers student-decoder` first.")
+    vae = network.small_vae(chain.decoder_teacher().cpu())
+    vae.decoder.load_state_dict(saved["average"])
+    return vae.eval().requires_grad_(False)

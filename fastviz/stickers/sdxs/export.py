@@ -1,0 +1,49 @@
+"""The student as a diffusers pipeline in assets/stickers/sdxs: half precision, shards below 10 MB, hashes, and whose it is."""
+
+import json
+import shutil
+
+from diffusers import StableDiffusionPipeline
+
+from ... import models
+from ...methods.sdxs import ABOUT, path_of
+from ..export import save
+from ..loop import SHIPPED, checkpoint
+from ..parts import scheduler
+from . import chain, decoder, network, pairs
+
+
+def pipeline(guide, unet, vae):
+    """The student's pipeline: one step, no guidance. guide: the teacher, whose text encoder it shares."""
+    pipe = StableDiffusionPipeline(
+        vae=vae, text_encoder=guide.text, tokenizer=guide.tokenizer, unet=unet, scheduler=network.scheduler(scheduler().config),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def about(stage):
+    """What student.json tells: sha256 of the teacher's weights, the last stage, and steps, hours and devices of all."""
+    trained = {each: checkpoint(chain.name(each)) for each in ("decoder", *chain.STAGES)}
+    stages = {each: {"step": saved["step"], "hours": round(saved["hours"], 2), "device": sorted({row["device"] for row in saved["log"]})}
+              for each, saved in trained.items() if saved}
+    told = pairs.saved() or {"latents": (), "steps": None, "guidance": None}
+    return {"teacher": chain.digest(), "stage": stage, "stages": stages,
+            "pairs": {"count": len(told["latents"]), "steps": told["steps"], "guidance": told["guidance"]}}
+
+
+def export(folder=SHIPPED):
+    """Writes folder/sdxs from the last stage that has run, and its lines of folder/hashes.json. Returns that stage."""
+    stage = next((each for each in reversed(chain.STAGES[1:]) if checkpoint(chain.name(each))), chain.STAGES[1])
+    guide, target = chain.committed_teacher(), path_of(folder / "model")
+    pipe = pipeline(guide, chain.student(guide, stage), decoder.trained()).to("cpu")
+    told = about(stage)
+    shutil.rmtree(target, ignore_errors=True)
+    save(pipe, target)
+    (target / ABOUT).write_text(json.dumps(told, indent=1) + "\n")
+    table = folder / models.HASHES
+    others = json.loads(table.read_text()) if table.exists() else {}
+    others = {name: value for name, value in others.items() if not name.startswith("sdxs/")}
+    ours = {f"sdxs/{name}": value for name, value in models.hashes(target).items()}
+    table.write_text(json.dumps(dict(sorted((others | ours).items())), indent=1) + "\n")
+    return stage

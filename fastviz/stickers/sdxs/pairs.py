@@ -1,0 +1,102 @@
+"""Pairs of noise and finished latents of the guided teacher: what one step has to do at once.
+
+Pair i comes from seed SEED + i alone, its caption and its noise; only the latents are kept, in training/, where they can
+be deleted and made again. Solver: DPM-Solver++ 2M, arXiv 2211.01095, algorithm 2, with classifier-free guidance, so that
+the student needs none.
+"""
+
+import time
+
+import torch
+
+from ...methods import few_step
+from .. import parts
+from .. import loop
+from ..loop import DEVICE, autocast
+from . import chain
+
+SEED = 90_000_049
+
+
+def noise_of(seeds, side=32):
+    """(B, 4, side, side) of deviation 1, drawn on the CPU, so equal on every device."""
+    draws = [torch.randn(4, side, side, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(draws).to(DEVICE)
+
+
+@torch.no_grad()
+def guided(unet, x, t, text, empty, guidance):
+    """The guided estimate of the noise, in single precision. t: (B,); text, empty: (B, 24, D)."""
+    without, given = unet(torch.cat([x, x]), torch.cat([t, t]), torch.cat([empty, text])).sample.float().chunk(2)
+    return without + guidance * (given - without)
+
+
+def empty_like(guide, text):
+    """The empty caption, embedded, for each caption in text (B, 24, D)."""
+    return chain.embedded(guide, chain.tokens_of(guide, [""])).expand_as(text)
+
+
+@torch.no_grad()
+def finished(guide, noise, text, steps, guidance):
+    """The teacher's latents for `noise` after `steps` steps."""
+    scheduler, x = few_step.scheduler("dpm", parts.scheduler().config), noise
+    scheduler.set_timesteps(steps, device=noise.device)
+    empty = empty_like(guide, text)
+    for t in scheduler.timesteps:
+        with autocast():
+            estimate = guided(guide.unet, x, t.expand(len(x)), text, empty, guidance)
+        x = scheduler.step(estimate, t, x).prev_sample
+    return x
+
+
+def path():
+    return loop.WORK / f"student-pairs-{chain.digest()[:8]}.pt"
+
+
+def saved(steps=None, guidance=None):
+    """{"latents" (n, 4, 32, 32) half, "steps", "guidance"} as far as they were made; None when there are none. With steps
+    and guidance: NotYet when they were made with others."""
+    if not path().exists():
+        return None
+    told = torch.load(path(), weights_only=True)
+    if steps and (told["steps"], told["guidance"]) != (steps, guidance):
+        raise chain.NotYet(f"{path()} holds pairs of {told['steps']} steps and guidance {told['guidance']:g}: ask for the same, or delete it.")
+    return told
+
+
+def save(latents, steps, guidance):
+    loop.WORK.mkdir(parents=True, exist_ok=True)
+    part = path().with_suffix(".part")
+    torch.save({"latents": latents, "steps": steps, "guidance": guidance}, part)
+    part.replace(path())
+
+
+def make(minutes, size, steps, guidance, most):
+    """Adds pairs for `minutes`, or until there are `most`; saved after every batch. Returns how many there are."""
+    told, guide, start = saved(steps, guidance), chain.committed_teacher(), time.time()
+    latents = told["latents"] if told else torch.empty(0, 4, 32, 32, dtype=torch.half)
+    while time.time() - start < 60 * minutes and len(latents) < most:
+        seeds = range(SEED + len(latents), SEED + min(most, len(latents) + size))
+        text = chain.embedded(guide, chain.tokens_of(guide, chain.captions(seeds)))
+        latents = torch.cat([latents, finished(guide, noise_of(seeds), text, steps, guidance).half().cpu()])
+        save(latents, steps, guidance)
+        print(f"pairs: {len(latents)}, mean {float(latents.float().mean()):.4f}, deviation {float(latents.float().std()):.4f}, "
+              f"{(time.time() - start) / 60:.1f} min", flush=True)
+    return len(latents)
+
+
+class Pairs:
+    """Drawn from at random: the noise and the captions are made again from their seeds."""
+
+    def __init__(self, guide):
+        """NotYet when no pairs were made."""
+        if (told := saved()) is None:
+            raise chain.NotYet("There are no pairs of the committed teacher: run `python -m fastviz.stickers pairs` first.")
+        self.latents, self.guidance = told["latents"], told["guidance"]
+        self.tokens = chain.tokens_of(guide, chain.captions(range(SEED, SEED + len(self.latents))))
+
+    def draw(self, size):
+        """(noise (size, 4, 32, 32), tokens (size, 24), latents (size, 4, 32, 32)), on the training device."""
+        rows = torch.randint(len(self.latents), (size,))
+        noise = noise_of((rows + SEED).tolist(), self.latents.shape[-1])
+        return noise, self.tokens[rows.to(DEVICE)], self.latents[rows].to(DEVICE).float()

@@ -1,0 +1,93 @@
+"""Feature-matching warm-up: from the teacher's noise, the student draws the teacher's picture in one step.
+
+SDXS, arXiv 2403.16627, section on one-step training: 1 - SSIM between features of a frozen encoder instead of a squared
+error, whose best answer is a blur. The encoder is the way down of the teacher's own U-Net, which reads latents; both
+pictures get the same noise of one small timestep first, because that is what it was trained on. A pseudo-Huber distance
+of the latents (Song and Dhariwal, arXiv 2310.14189, equation 7) keeps colours in place.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from ..loop import start_seed, train
+from . import chain, network
+from .pairs import Pairs
+
+WINDOW = 7  # places per side of the windows in which SSIM compares
+HUBER = 0.1  # where the pseudo-Huber distance turns from squares to lengths
+WEIGHT = 0.1  # of that distance
+ELSEWHERE = 0.25  # share of the batches that start from a mixture of noise and picture
+CLOSE = (0.02, 0.2)  # range of the small timestep, as shares of all
+
+
+def similarity(a, b, window=WINDOW):
+    """SSIM (Wang et al. 2004, equation 13) of feature maps (B, C, h, w), mean over places and channels -> (B,). Even windows
+    of at most `window`; a channel's dynamic range is four of the deviations that it has in b."""
+    size = min(window, *a.shape[2:])
+    a, b = a.float(), b.float()
+    reach = 4 * b.std((0, 2, 3), keepdim=True) + 1e-6
+    c1, c2 = (0.01 * reach) ** 2, (0.03 * reach) ** 2
+    mean = lambda x: F.avg_pool2d(x, size, stride=1)  # noqa: E731
+    ma, mb = mean(a), mean(b)
+    va, vb, cov = mean(a * a) - ma * ma, mean(b * b) - mb * mb, mean(a * b) - ma * mb
+    found = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma * ma + mb * mb + c1) * (va + vb + c2))
+    return found.mean((1, 2, 3))
+
+
+def pseudo_huber(a, b, c=HUBER):
+    """sqrt(d^2 + c^2) - c, mean over all elements."""
+    return ((a - b).pow(2) + c * c).sqrt().mean() - c
+
+
+def features(unet, clean, noise, t, text, alphas):
+    """What the U-Net's way down makes of noised pictures: the last layer of each stage before it is halved."""
+    layers = unet.config.layers_per_block
+    outputs = network.downwards(unet, network.noised(clean, noise, alphas[t]), t, text)[1][1:]
+    return [outputs[i] for i in range(layers - 1, len(outputs), layers + 1)]
+
+
+def matching(unet, ours, wanted, text, alphas):
+    """Mean over the stages of 1 - SSIM of features of two pictures, latents (B, 4, h, w): 0 for equal ones."""
+    low, high = (round(share * len(alphas)) for share in CLOSE)
+    t = torch.randint(low, high, (1,), device=ours.device).expand(len(ours))
+    noise = torch.randn_like(wanted)
+    with torch.no_grad():
+        theirs = features(unet, wanted, noise, t, text, alphas)
+    found = features(unet, ours, noise, t, text, alphas)
+    return sum(1 - similarity(a, b).mean() for a, b in zip(found, theirs)) / len(theirs)
+
+
+def starts(noise, latents, alphas):
+    """(start, t): the paired noise at the last timestep; in a share of the batches, picture and noise mixed at any."""
+    if torch.rand(()) >= ELSEWHERE:
+        t = torch.full((len(noise),), network.LAST, device=noise.device)
+        return (1 - alphas[network.LAST]).sqrt() * noise, t
+    t = torch.randint(1, len(alphas), (len(noise),), device=noise.device)
+    return network.noised(latents, noise, alphas[t]), t
+
+
+def loss_of(guide, alphas):
+    """loss(student, (noise, tokens, latents)) for loop.train."""
+    def loss(student, batch):
+        noise, tokens, latents = batch
+        text = chain.embedded(guide, tokens)
+        start, t = starts(noise, latents, alphas)
+        drawn = network.denoised(start, student(start, t, text).sample, alphas[t])
+        match, huber = matching(guide.unet, drawn, latents, text, alphas), pseudo_huber(drawn, latents)
+        return match + WEIGHT * huber, {"match": match, "huber": huber, "mean": drawn.mean(), "std": drawn.std()}
+
+    return loss
+
+
+def batches(pairs, size):
+    while True:
+        yield pairs.draw(size)
+
+
+def fit(minutes, size, lr):
+    """Goes on from the checkpoint or, without one, from the distilled student."""
+    start_seed(chain.name("warmup"), 12)
+    guide = chain.committed_teacher()
+    student = chain.quick(chain.student(guide, "distil"))
+    return train(chain.name("warmup"), student, batches(Pairs(guide), size), loss_of(guide, chain.alphas()), minutes, lr,
+                 report_every=60)

@@ -1,0 +1,56 @@
+"""The page for a class: a password at the door, turns, and nothing computed twice; through the real server."""
+
+import json
+
+import httpx
+import pytest
+from serving import PATIENCE, serve
+
+SAME = {"prompt": "a cat", "seed": 3, "steps": 2, "size": 128, "methods": "full,tome", "repeats": 1}
+
+
+@pytest.fixture(scope="module")
+def classroom(tmp_path_factory):
+    with serve(tmp_path_factory.mktemp("tmp"), FASTVIZ_PROFILE="classroom", FASTVIZ_PASSWORD="open sesame") as running:
+        yield running
+
+
+def enter(server, name, password="open sesame"):
+    visitor = httpx.Client(base_url=server.address.replace("0.0.0.0", "127.0.0.1"), timeout=PATIENCE)
+    return visitor, visitor.post("/login", data={"username": name, "password": password})
+
+
+def test_nobody_comes_in_without_the_password(classroom):
+    stranger = httpx.Client(base_url=classroom.address, timeout=PATIENCE)
+    assert stranger.get("/config").status_code == 401
+    assert stranger.post("/gradio_api/queue/join", json={"fn_index": 0, "data": [], "session_hash": "x"}).status_code == 401
+    assert enter(classroom, "mary", "guess")[1].status_code == 400
+    assert enter(classroom, "", "")[1].status_code >= 400
+    visitor, answer = enter(classroom, "mary")
+    assert answer.status_code == 200 and visitor.get("/config").status_code == 200
+
+
+def ask(visitor, session, told):
+    """Every answer of the API to one request."""
+    numbers = {each["api_name"]: each["id"] for each in visitor.get("/config").json()["dependencies"]}
+    data = [told.get(name) for name in ("prompt", "seed", "steps", "guidance", "size")] + ["stickers", told["methods"], told["repeats"]]
+    joined = visitor.post("/gradio_api/queue/join", json={"fn_index": numbers["compare"], "data": data, "session_hash": session})
+    assert joined.status_code == 200, joined.text
+    found = []
+    with visitor.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data:"):
+                message = json.loads(line[5:])
+                if message["msg"] in ("process_generating", "process_completed") and message["output"].get("data"):
+                    found.append(message["output"]["data"][0])
+                if message["msg"] in ("process_completed", "close_stream"):
+                    return found
+
+
+def test_the_second_one_who_asks_the_same_sees_the_first_ones_result_and_is_told_so(classroom):
+    visitor, _ = enter(classroom, "mary")
+    first = str(ask(visitor, "one", SAME))
+    assert "finished" in first and "not timed anew" not in first
+    again = ask(enter(classroom, "john")[0], "two", SAME)
+    text = str(again)
+    assert "not timed anew" in text and "measured at" in text

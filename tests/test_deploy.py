@@ -1,0 +1,364 @@
+"""Profiles, turns, the worker's boundary, and what a Space is made of."""
+
+import dataclasses
+import io
+import multiprocessing
+import pickle
+import random
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+import yaml
+from packaging.requirements import Requirement
+
+from fastviz import checkpoints, compare, deploy, models, profile
+from fastviz.__main__ import main
+from fastviz.request import BadRequest, Request
+from fastviz.ui import worker
+from fastviz.ui.ask import CHOSEN, OWN, Ask
+from fastviz.ui.job import Job
+from fastviz.ui.page import Page
+from fastviz.ui.turns import Turns
+
+NAMES = ("local", "classroom", "cpu-basic", "zerogpu")
+QUICK = dict(size=128, steps=2, repeats=2, guidance=3.0)
+
+
+# Profiles
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_profile_is_sound_and_its_page_can_be_built(name):
+    found = profile.load(name)
+    assert Ask(found).profile is found and found.check(Request(**found.example))
+    assert found.max_size >= models.MODELS[found.models[0]].size and "full" in found.methods
+    Page(found)
+
+
+@pytest.mark.parametrize("change, sentence", [
+    ({"max_steps": 101}, "max_steps must be a whole number from 1 to 100"), ({"queue": True}, "queue must be a whole number"),
+    ({"models": []}, "models must be a list of stickers"), ({"models": ["../x"]}, "models must be a list"),
+    ({"methods": ["magic"]}, "methods must be a list of full"), ({"methods": "tome"}, "methods must be a list"),
+    ({"address": 5}, "address must be text"), ({"max_size": 128}, "its example cannot run here: 256 pixels are too many"),
+    ({"example": {"prompt": ""}}, "Type a prompt first"), ({"extra": 1}, "has the unknown extra"), ({"queue": None}, "queue must be")])
+def test_a_wrong_profile_is_one_clear_sentence(tmp_path, change, sentence):
+    told = yaml.safe_load(profile.PATH.read_text())["local"] | change
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"local": told}))
+    with pytest.raises(ValueError, match=sentence):
+        profile.load("local", tmp_path / "p.yaml")
+    del told["queue"]
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"local": told}))
+    with pytest.raises(ValueError, match="lacks queue"):
+        profile.load("local", tmp_path / "p.yaml")
+
+
+def test_a_profile_bounds_size_and_methods():
+    tight = dataclasses.replace(profile.load(), max_size=128, methods=("full", "tome"))
+    for field, request in (("size", Request("a cat", methods="tome")), ("methods", Request("a cat", size=128, methods="few_step"))):
+        with pytest.raises(BadRequest) as told:
+            tight.check(request)
+        assert told.value.field == field
+
+
+def test_which_profile_is_served_where_nobody_names_one(monkeypatch):
+    for name in ("FASTVIZ_PROFILE", "SPACE_ID", "SPACES_ZERO_GPU"):
+        monkeypatch.delenv(name, raising=False)
+    assert profile.default() == "local"
+    monkeypatch.setenv("SPACE_ID", "me/fastviz")
+    assert profile.default() == "cpu-basic"
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    assert profile.default() == "zerogpu"
+    monkeypatch.setenv("FASTVIZ_PROFILE", "classroom")
+    assert profile.default() == "classroom"
+
+
+def test_beyond_this_machine_only_with_a_password(monkeypatch):
+    monkeypatch.delenv("FASTVIZ_PASSWORD", raising=False)
+    monkeypatch.delenv("SPACE_ID", raising=False)
+    for near in ("127.0.0.1", "127.8.8.8", "::1", "localhost"):
+        profile.may_listen(near)
+    for far in ("0.0.0.0", "192.168.1.5", "::", "8.8.8.8"):
+        with pytest.raises(ValueError, match="set FASTVIZ_PASSWORD"):
+            profile.may_listen(far)
+    with pytest.raises(ValueError, match="no address to listen on"):
+        profile.may_listen("everywhere")
+    monkeypatch.setenv("FASTVIZ_PASSWORD", "open sesame")
+    profile.may_listen("0.0.0.0")
+
+
+def test_the_front_matter_of_readme_agrees_with_the_profile_and_the_requirements():
+    front = deploy.front_matter((checkpoints.ROOT / "README.md").read_text())
+    assert front["suggested_hardware"] == profile.load("cpu-basic").hardware
+    assert front["sdk"] == "gradio" and (checkpoints.ROOT / front["app_file"]).is_file()
+    needs = {told.name: told.specifier for told in map(Requirement, (checkpoints.ROOT / "requirements.txt").read_text().split())}
+    assert front["sdk_version"] in needs["gradio"]
+    assert tuple(map(int, front["python_version"].split("."))) >= (3, 11)
+    assert len(front["short_description"]) <= 60
+
+
+# The page and the models
+
+def test_another_model_brings_its_own_values_and_switches_off_what_does_nothing_on_it():
+    ask = Page(profile.load()).ask
+    steps, guidance, size, *boxes = ask.own("sdxs")
+    assert len(ask.own("sdxs")) == len(OWN) + len(CHOSEN)
+    assert (steps.value, guidance.value, size.value) == (1, 1.0, 512) and not guidance.interactive
+    on = [method.KEY for method, box in zip(CHOSEN, boxes) if box.interactive]
+    assert on == ["tome"] and [choice[1] for choice in ask.own("sdxl")[2].choices] == [512, 768, 1024]
+
+
+def test_only_models_on_this_disk_are_offered_and_a_distilled_one_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTVIZ_MODELS", str(tmp_path))
+    assert [key for _, key in Page(profile.load()).ask.controls["model"].choices] == ["stickers"]
+    (tmp_path / "sdxs-dreamshaper/model").mkdir(parents=True)
+    page = Page(profile.load())
+    assert [key for _, key in page.ask.controls["model"].choices] == ["stickers", "sdxs-dreamshaper"]
+    monkeypatch.setattr("fastviz.ui.page.prompt_cut", lambda model, prompt: "")
+    assert "Its full model is DreamShaper 8" in page.notices("sdxs-dreamshaper", "a cat")[0]
+    assert page.notices("sdxl", "a cat") == []
+
+
+# Turns
+
+def order(turns, tickets):
+    """Who runs after whom, when each leaves as soon as it had its turn."""
+    found, left = [], list(tickets)
+    while left:
+        visitor, ticket = next(each for each in left if turns.place(*each) == 0)
+        assert all(turns.place(*other) > 0 for other in left if other[1] is not ticket)
+        found.append(visitor)
+        turns.leave(visitor, ticket)
+        left.remove((visitor, ticket))
+    return found
+
+
+def test_turns_go_round_the_visitors():
+    turns = Turns(3)
+    tickets = [(visitor, turns.enter(visitor)) for visitor in ("a", "a", "a", "b", "c", "c")]
+    assert [turns.place(*each) for each in tickets] == [0, 3, 5, 1, 2, 4]
+    assert order(turns, tickets) == ["a", "b", "c", "a", "c", "a"]
+    assert not turns.lines and not turns.ring and turns.running is None
+
+
+def test_a_visitor_has_only_so_many_and_whoever_leaves_makes_room():
+    turns = Turns(1)
+    ticket = turns.enter("a")
+    with pytest.raises(BadRequest, match="a comparison waiting or running already"):
+        turns.enter("a")
+    turns.enter("b")
+    turns.leave("a", ticket)
+    turns.enter("a")
+
+
+def test_one_at_a_time_and_nobody_waits_for_ever():
+    """40 threads of 8 visitors; some give up while they wait."""
+    turns, running, most, done = Turns(5), [], [], []
+
+    def work(number):
+        give_up = random.Random(number).randrange(4) == 0
+        with turns.held(number % 8) as ticket:
+            while turns.place(number % 8, ticket):
+                if give_up:
+                    return
+            running.append(number)
+            most.append(len(running))
+            running.remove(number)
+        done.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(40)]
+    [thread.start() for thread in threads]
+    [thread.join(60) for thread in threads]
+    assert max(most) == 1 and len(done) >= 20 and not turns.lines and turns.running is None
+
+
+# The worker's boundary
+
+@pytest.fixture
+def tiny(tiny_pipe, monkeypatch):
+    monkeypatch.setitem(models._loaded, "stickers", tiny_pipe)
+    return tiny_pipe
+
+
+class Plain(pickle.Pickler):
+    """A pickler that takes no tensor, module or generator."""
+
+    def persistent_id(self, found):
+        assert not isinstance(found, (torch.Tensor, torch.nn.Module, torch.Generator, torch.Event)), type(found)
+
+
+def crossed(value):
+    """What arrives on the other side."""
+    file = io.BytesIO()
+    Plain(file).dump(value)
+    return pickle.loads(file.getvalue())
+
+
+def send(pipe, function, arguments):
+    torch.set_num_threads(1)
+    try:
+        made = getattr(worker, function)(*pickle.loads(arguments))
+        for each in made if function == "rows" else [made]:
+            file = io.BytesIO()
+            Plain(file).dump(each)
+            pipe.send_bytes(file.getvalue())
+    finally:
+        pipe.close()
+
+
+def in_a_worker(function, *arguments):
+    """`function` of ui.worker in a forked process; arguments and answers are pickled, as ZeroGPU does it."""
+    here, there = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=send, args=(there, function, pickle.dumps(arguments)))
+    process.start()
+    there.close()
+    try:
+        while True:
+            yield pickle.loads(here.recv_bytes())
+    except EOFError:
+        process.join(60)
+        assert process.exitcode == 0
+
+
+def test_rows_and_records_cross_a_forked_process_as_plain_data(tiny):
+    request = Request("a cat on the beach", seed=4, methods="full,tome,few_step(steps=1)", **QUICK)
+    told, *rows = in_a_worker("rows", request)
+    assert told["device"] and told["torch"] == torch.__version__
+    assert len(rows) == 6 and all(row.run is None and row.error is None for row in rows)
+    final = compare.final(rows)
+    for ours, theirs in zip(compare.final(compare(request)), final, strict=True):
+        assert ours.image.tobytes() == theirs.image.tobytes() and ours.metrics == theirs.metrics and ours.flops == theirs.flops
+    (trace, frames), = in_a_worker("look", request, final[1], 1)
+    assert "tome.labels" in trace.channels and trace.nbytes <= 2**20 and frames.shape == (2, 128, 128, 4)
+
+
+def test_a_comparison_and_a_look_inside_run_in_the_worker(tiny, monkeypatch, tmp_path):
+    from fastviz.ui.inside import Inside
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setitem(worker.LENT, "rows", lambda *told: in_a_worker("rows", *told))
+    monkeypatch.setitem(worker.LENT, "look", lambda *told: next(in_a_worker("look", *told)))
+    job = Job(Request("a cat", seed=4, methods="full,tome", **QUICK))
+    list(job.changes())
+    assert job.state == "finished" and [row.repeats for row in job.rows.values()] == [2, 2] and job.environment["device"]
+    path, fault = job.pack()
+    assert path and not fault
+    look = Inside(job, 64)
+    list(look.changes())
+    assert look.state == "finished" and [view["error"] for view in look.views] == [None, None]
+
+
+def test_every_error_of_ours_survives_the_boundary():
+    from fastviz.models import BadModel
+    from fastviz.patch import Refused
+    from fastviz.run import Failed, Lost, Stopped
+
+    for error in (BadRequest("prompt", "Type one."), BadModel("No."), Refused("No."), Failed("No."), Lost("No."), Stopped()):
+        again = crossed(error)
+        assert type(again) is type(error) and str(again) == str(error) and vars(again) == vars(error)
+
+
+def test_the_time_that_is_asked_for_grows_with_the_request(tiny, monkeypatch):
+    monkeypatch.setattr(worker, "RATE", 1e9)
+    asked = [worker.duration(Request("a cat", size=128, steps=steps, repeats=repeats, methods=methods, guidance=3.0))
+             for steps, repeats, methods in ((2, 1, "full"), (30, 1, "full"), (30, 3, "full"), (30, 3, "full,tome"))]
+    assert asked == sorted(set(asked)) and worker.SHORTEST <= asked[0] and asked[-1] <= worker.LONGEST
+    monkeypatch.setattr(worker, "RATE", 1.0)
+    assert worker.duration(Request("a cat", size=128, steps=2, methods="full,few_step(match=full)")) == worker.LONGEST
+
+
+def test_the_real_decorator_changes_nothing_away_from_a_space():
+    """In a process of its own, because `import spaces` must come before torch."""
+    code = """
+import spaces, sys
+assert "torch" not in sys.modules
+from fastviz.ui import worker
+worker.rent()
+assert set(worker.LENT) == {"rows", "look"}
+from fastviz import compare
+from fastviz.request import Request
+told, *rows = worker.LENT["rows"](Request("a cat", size=128, steps=1, methods="full,tome", repeats=1))
+assert [row.error for row in rows] == [None, None] and rows[1].metrics and told["device"], rows
+trace, frames = worker.LENT["look"](Request("a cat", size=128, steps=1, methods="full,tome", repeats=1), rows[1], 8)
+assert len(frames) == 1 and trace.channels
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=models.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1500:]
+
+
+# Results that are shown again
+
+def test_the_same_request_is_computed_once_and_labelled_when_it_is_shown_again(tiny):
+    page = Page(dataclasses.replace(profile.load(), remembered=2))
+    requests = [Request("a cat", seed=seed, methods="full,tome", **QUICK) for seed in range(3)]
+    for request in requests:
+        job = page.job(request)
+        list(job.changes())
+        page.remember(job)
+    assert list(page.known) == requests[1:]  # the oldest makes room
+    again = page.job(requests[2])
+    assert list(again.changes()) == [] and again.state == "finished"
+    assert "measured at" in again.status()["sentence"] and "not timed anew" in again.status()["sentence"]
+    assert "for an earlier visitor" in again.board()["environment"]["measured"]
+    assert "measured" not in page.known[requests[2]].board()["environment"]
+    assert again.board()["rows"] == page.known[requests[2]].board()["rows"]
+    other = page.job(requests[0])
+    assert other.state == "running" and not other.environment
+    nothing = Page(profile.load())
+    nothing.remember(again)
+    assert not nothing.known
+
+
+# A Space
+
+def test_a_dry_run_tells_files_front_matter_and_requirements(capsys):
+    assert main(["deploy", "--space", "me/fastviz", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "Space me/fastviz, profile cpu-basic" in told and "suggested_hardware: cpu-basic" in told and "torch>=" in told
+    plan = deploy.plan(profile.load("zerogpu"), "zerogpu")
+    assert plan.front["suggested_hardware"] == "zero-a10g" and b"spaces" in plan.files["requirements.txt"]
+    assert b"suggested_hardware: zero-a10g" in plan.files["README.md"]
+    assert not [path for path in plan.files if path.startswith(("tests", ".", "training", "runs")) or "__pycache__" in path]
+    assert {"app.py", "fastviz/ui/web/page.js", "assets/stickers/model/model_index.json"} <= plan.files.keys()
+
+
+def test_what_cannot_be_deployed_is_one_sentence(capsys):
+    for arguments, sentence in (([], "names no hardware of a Space"), (["--profile", "nowhere"], "has no profile")):
+        assert main(["deploy", "--space", "x", "--dry-run", *(arguments or ["--profile", "local"])]) == 2
+        assert sentence in capsys.readouterr().err
+
+
+def test_a_space_is_made_of_all_that_the_page_needs(tmp_path):
+    """The plan's files alone, in a bare folder: the page's parts can be imported and built there."""
+    plan = deploy.plan(profile.load("cpu-basic"), "cpu-basic")
+    for path, data in plan.files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(data if isinstance(data, bytes) else data.read_bytes())
+    code = ("import fastviz; assert fastviz.__file__.startswith(%r); from fastviz import profile, models; "
+            "from fastviz.ui.page import Page; Page(profile.load('cpu-basic')); models.verify(models.MODELS['stickers'])" % str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-800:]
+
+
+# Folders of the operator's own
+
+def test_an_operators_folder_is_one_more_model(tmp_path, monkeypatch, capsys):
+    from folders import make
+
+    monkeypatch.setattr(models, "_loaded", {})
+    monkeypatch.setattr(checkpoints, "MODELS", models.MODELS)
+    make("sdxl").save_pretrained(tmp_path / "My Model")
+    try:
+        found = main(["compare", "a cat", "--model-folder", str(tmp_path / "My Model"), "--steps", "2", "--repeats", "1",
+                      "--methods", "full,tome,atedm"])
+        assert found == 0, capsys.readouterr().err
+        model = models.MODELS["my-model"]
+        assert (model.size, model.sizes) == (128, (64, 128)) and "atedm" in model.methods
+        counted = sum(parameter.numel() for part in (make("sdxl").unet, make("sdxl").vae, make("sdxl").text_encoder,
+                                                     make("sdxl").text_encoder_2) for parameter in part.parameters())
+        assert abs(model.parameters * 1e6 - counted) < 1
+    finally:
+        models.MODELS.pop("my-model", None)
+    assert main(["compare", "a cat", "--model-folder", str(tmp_path)]) == 2
+    assert "give the one that holds model_index.json" in capsys.readouterr().err

@@ -1,0 +1,149 @@
+"""Fetching: the command as a process against a hub on this machine, over huggingface_hub's own protocol."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from folders import make
+from hub_server import COMMIT, serving
+
+from fastviz import checkpoints, hub, models
+from fastviz.models import MODELS, BadModel
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """What a public repository holds: besides what is loaded, pickles, plain weights, pictures and other folders."""
+    folder = tmp_path_factory.mktemp("repository")
+    make("sd15").save_pretrained(folder, variant="fp16")
+    for name in ("unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.safetensors", "v1-5-pruned.ckpt", "README.md",
+                 "unet/diffusion_pytorch_model.non_ema.safetensors", "text_encoder/model.safetensors", "vae/config.py",
+                 "safety_checker/model.fp16.safetensors", "feature_extractor/preprocessor_config.json", "vae_large/config.json",
+                 "vae/diffusion_pytorch_model.safetensors"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"not for us")
+    return folder
+
+
+@pytest.fixture
+def place(repository, tmp_path):
+    with serving(repository) as (server, address):
+        yield server, address, tmp_path / "models"
+
+
+def fetch(place, key="sdxs", code=None, **environment):
+    """`python -m fastviz fetch`. sdxs has no commit in the table; its variant is the plain one, so it is given fp16."""
+    _, address, folder = place
+    code = code or ("import dataclasses, sys; from fastviz.checkpoints import MODELS; from fastviz.__main__ import main\n"
+                    "MODELS['sdxs'] = dataclasses.replace(MODELS['sdxs'], variant='fp16')\n"
+                    f"sys.exit(main(['fetch', {key!r}]))")
+    told = {**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "FASTVIZ_MODELS": str(folder), "HF_HOME": str(folder / "hf"),
+            "HF_HUB_ETAG_TIMEOUT": "3", "HF_HUB_DOWNLOAD_TIMEOUT": "3", **environment}
+    return subprocess.run([sys.executable, "-c", code], cwd=models.ROOT, capture_output=True, text=True, env=told)
+
+
+def test_fetch_brings_what_is_loaded_and_nothing_else_and_records_it(place, repository, monkeypatch):
+    server, _, folder = place
+    done = fetch(place)
+    assert done.returncode == 0, done.stderr[-800:]
+    assert "CreativeML Open RAIL++-M" in done.stderr and COMMIT in done.stderr and "0.00 GB" in done.stderr
+    monkeypatch.setenv("FASTVIZ_MODELS", str(folder))
+    model = MODELS["sdxs"]
+    found = models.contents(model.folder)
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in found and "tokenizer/tokenizer_config.json" in found
+    assert all(name.endswith((".json", ".txt", ".fp16.safetensors")) for name in found)
+    assert not [name for name in found if "safety" in name or "vae_large" in name or "feature" in name]
+    assert models.verify(model) == "" and models.index(model.folder)["_class_name"] == "StableDiffusionPipeline"
+    origin = json.loads((folder / "sdxs" / hub.ORIGIN).read_text())
+    assert origin == {"hub": "IDKiro/sdxs-512-0.9", "revision": COMMIT, "licence": model.licence}
+    assert hub.commit(model) == COMMIT  # from now on
+    asked = len(server.asked)
+    again = fetch(place)
+    assert again.returncode == 0 and not [one for one in server.asked[asked:] if one[0] == "GET" and "safetensors" in one[1]]
+    assert any(COMMIT in path for _, path, _ in server.asked[asked:] if path.startswith("/api/"))
+
+
+def test_an_interrupted_download_goes_on_and_keeps_what_is_complete(place):
+    server, _, folder = place
+    server.fault = "cut"
+    broken = fetch(place, HF_HUB_DOWNLOAD_RETRIES="0")
+    assert broken.returncode == 1 and "Traceback" not in broken.stderr
+    assert broken.stderr.rstrip().endswith("complete files are kept.")
+    assert not (folder / "sdxs" / models.HASHES).exists()  # no record: it cannot be loaded
+    server.fault = ""
+    before = len(server.asked)
+    done = fetch(place)
+    assert done.returncode == 0, done.stderr[-500:]
+    got = {path.partition("/resolve/")[2].partition("/")[2] for verb, path, _ in server.asked[before:] if verb == "GET"}
+    earlier = {path.partition("/resolve/")[2].partition("/")[2] for verb, path, _ in server.asked[:before] if verb == "GET"}
+    kept = {name for name in earlier if name.endswith((".json", ".txt"))}
+    assert kept and not kept & got and [name for name in got if name.endswith(".safetensors")]
+
+
+@pytest.mark.parametrize("fault, sentence", [
+    ("gated", "given to those who accepted its licence: open https://huggingface.co/IDKiro/sdxs-512-0.9"),
+    ("repo", "There is no https://huggingface.co/IDKiro/sdxs-512-0.9"),
+    ("revision", "no longer has the commit")])
+def test_what_the_hub_refuses_is_one_sentence(place, fault, sentence):
+    place[0].fault = fault
+    done = fetch(place)
+    assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def test_no_network_is_one_sentence(place):
+    server, _, folder = place
+    nobody = (server, "http://127.0.0.1:9", folder)
+    done = fetch(nobody)
+    assert done.returncode == 1 and "connect to the network" in done.stderr and "Traceback" not in done.stderr
+    done = fetch(place, HF_HUB_OFFLINE="1")
+    assert done.returncode == 1 and "switched off by HF_HUB_OFFLINE" in done.stderr
+
+
+def test_a_full_disk_is_told_before_anything_is_fetched(place, monkeypatch, tmp_path):
+    monkeypatch.setenv("FASTVIZ_MODELS", str(tmp_path))
+    with pytest.raises(BadModel, match=r"needs 900000\.00 GB on disk"):
+        hub.check_room(MODELS["sdxs"], {"unet/model.safetensors": 900_000_000_000_000})
+    hub.check_room(MODELS["sdxs"], {"unet/model.safetensors": 10})
+
+
+def test_memory_is_told_with_a_sentence(capsys, monkeypatch, tmp_path):
+    import dataclasses
+
+    monkeypatch.setenv("FASTVIZ_MODELS", str(tmp_path))
+    hub.check_room(dataclasses.replace(MODELS["sdxs"], parameters=9e6), {})
+    assert "GiB of memory to run" in capsys.readouterr().err
+
+
+def test_only_safetensors_are_wanted(repository):
+    names = [path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()]
+    pickled = [name for name in names if not (name.startswith("unet/") and name.endswith(".safetensors"))]
+    with pytest.raises(BadModel, match="unet is not published as safetensors"):
+        hub.wanted(pickled, "fp16")
+    with pytest.raises(BadModel, match="no repository of a diffusers pipeline"):
+        hub.wanted(["config.json", "diffusion_pytorch_model.bin"], "")
+    sharded = [*names, *(f"unet/diffusion_pytorch_model.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)),
+               "unet/diffusion_pytorch_model.fp16.safetensors.index.json",
+               "unet/diffusion_pytorch_model.safetensors.index.fp16.json"]
+    assert len([name for name in hub.wanted(sharded, "fp16") if "of-00002" in name]) == 2
+
+
+def test_files_that_differ_from_the_first_fetch_are_refused(repository, tmp_path, monkeypatch):
+    import shutil
+
+    monkeypatch.setenv("FASTVIZ_MODELS", str(tmp_path))
+    model = MODELS["sdxs"]
+    shutil.copytree(repository, model.folder)
+    names = hub.wanted(models.contents(model.folder), "fp16")
+    hub.record(model, COMMIT, {}, names)
+    assert models.contents(model.folder) == sorted(names)
+    path = model.folder / "unet/config.json"
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(BadModel, match="not what was fetched first"):
+        hub.record(model, COMMIT, {}, names)
+    with pytest.raises(BadModel, match="was changed or damaged.*fetch sdxs"):
+        models.verify(model)
+    with pytest.raises(BadModel, match="arrived damaged and was removed"):
+        hub.record(model, COMMIT, {"unet/config.json": "0" * 64}, names)
+    assert not path.exists() and checkpoints.store() == tmp_path
