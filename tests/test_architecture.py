@@ -29,9 +29,10 @@ ARROWS = {
     "compare": MODELS | {"run", "cost", "metrics"},
     "store": MODELS | {"run", "compare", "views"},
     "explore": MODELS | {"run", "cost", "metrics", "compare", "store", "views"},
+    "lessons": MODELS | {"compare", "run", "store", "views"},
     "views": {"trace"},
     "doctor": MODELS | {"judge", "metrics", "run", "compare"},
-    "ui": MODELS | {"compare", "cost", "explore", "profile", "run", "store", "views"},
+    "ui": MODELS | {"compare", "cost", "explore", "lessons", "profile", "run", "store", "views"},
     "": MODELS | {"compare", "metrics", "run"},
 }
 

@@ -11,11 +11,12 @@ from . import worker
 from .ask import CHOSEN, OWN, Ask
 from .inside import Inside
 from .job import GONE, LOST, Job, able
+from .learn import languages
 from .parts import IDLE, OFF, ON, PRIVATE, refused, view, waiting
 from .restore import Restore
 from .shelf import shelf_of
 from .sweep import Sweeping
-from .tabs import history, inside, pictures, sweep, why
+from .tabs import history, inside, learn, pictures, sweep, why
 from .turns import Turns
 from .visits import Visits
 from .why import Why
@@ -46,8 +47,10 @@ class Page:
     # What there is
 
     def header(self):
-        gr.HTML("<h1>fastviz</h1><p>One prompt, one seed, the same starting noise: through the full model, and through ways "
-                "to make it fast. See what each one saves, and what it changes.</p>", elem_id="top", apply_default_css=False)
+        with gr.Row(elem_id="head"):
+            gr.HTML("<h1>fastviz</h1><p>One prompt, one seed, the same starting noise: through the full model, and through ways "
+                    "to make it fast. See what each one saves, and what it changes.</p>", elem_id="top", apply_default_css=False)
+            view("languages", languages())
 
     def asking(self):
         self.ask.add("prompt", gr.Textbox(label="Prompt", placeholder=EXAMPLES[0], lines=2, max_lines=5,
@@ -83,11 +86,12 @@ class Page:
         """The tabs that this installation can offer. What runs in a worker cannot be watched by a profiler here, nor swept:
         each picture would ask for a device of its own."""
         here = not worker.LENT
-        self.pictures, look, reasons = pictures.Tab(self), inside.Tab(self), why.Tab(self) if here else None
+        self.pictures, study = pictures.Tab(self), learn.Tab(self)
+        look, reasons = inside.Tab(self), why.Tab(self) if here else None
         self.further = [look.look] + [reasons.find] * here
         self.sweeps = sweep.Tab(self) if here and self.shelf and self.profile.sweep_cells else None
         self.past = history.Tab(self) if self.shelf or self.fault else None
-        self.tabs = [tab for tab in (self.pictures, look, reasons, self.sweeps, self.past) if tab]
+        self.tabs = [tab for tab in (self.pictures, study, look, reasons, self.sweeps, self.past) if tab]
         self.ends = {Job: self.pictures, Inside: look, Why: reasons, Sweeping: self.sweeps}
 
     # What happens

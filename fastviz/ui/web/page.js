@@ -15,6 +15,7 @@
     }
     place.dataset.state = now.state || "idle";
     document.body.dataset.state = now.state || "idle";
+    document.dispatchEvent(new CustomEvent("fastviz-status", { detail: now }));
     const busy = now.state === "running" || now.state === "waiting";
     const idle = "Type a prompt and press Run, or click an example.";
     say(place.querySelector("b"), before + (now.sentence || (now.state === "waiting" ? "Waiting for a turn" : idle)));
