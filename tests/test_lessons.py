@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 
+import gradio as gr
 import pytest
 import yaml
 
@@ -11,9 +12,11 @@ from fastviz import models, profile
 from fastviz.lessons import BY_KEY, LESSONS, Lesson, closing, make, shipped
 from fastviz.lessons.figures import MEASURES, answer, figure, figures
 from fastviz.lessons.words import LANGUAGES, read
+from fastviz.methods import METHODS
 from fastviz.request import BadRequest
 from fastviz.ui import learn
 from fastviz.ui.look import WEB
+from fastviz.ui.page import Page
 
 EVERY = pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.key)
 SAME = re.compile(r"[A-Z\d][\w.+-]*( (2M|\d+ \w+))?")  # names such as DDIM or DPM-Solver++ 2M stay as they are
@@ -127,6 +130,29 @@ def test_no_text_is_missing_and_none_is_left_in_english(language):
     same = [text for path, text in other.items() if text == english[path] and not text.startswith("=")]
     assert [text for text in same if not SAME.fullmatch(text)] == []
     assert other.keys() and read(language)["name"] != read("en")["name"]
+
+
+def labels(page):
+    """Every fixed text of the page's own parts; not the choices of a menu, and not what is an example of input."""
+    for part in page.blocks.blocks.values():
+        if type(part).__name__ != "Api":
+            yield from (text for name in ("label", "info") if isinstance(text := getattr(part, name, None), str) and text.strip())
+        if isinstance(part, (gr.Button, gr.DownloadButton)) and isinstance(part.value, str):
+            yield part.value
+    for method in METHODS[1:]:
+        yield from (method.TITLE, method.SAYS, *(field.metadata["says"] for field in dataclasses.fields(method.Knobs)))
+
+
+@pytest.mark.parametrize("language", LANGUAGES[1:])
+def test_the_page_has_no_text_without_a_translation(language):
+    told, kept = read(language)["page"], {"Sx", "Sy", "Tau"}
+    spoken = set(labels(Page(profile.load())))
+    fits = [re.compile(re.sub(r"\\{\w+\\}", ".+", re.escape(text))) for text in told if "{" in text]
+    assert {text for text in spoken if text not in told and not any(each.fullmatch(text) for each in fits)} == set()
+    assert all(slots(text) == slots(into) for text, into in told.items())
+    assert told.keys() ^ read("de")["page"].keys() == set()
+    english = {text for text, into in told.items() if text == into} - kept
+    assert english <= {"Prompt", "Prompts", "Seed", "Seeds", "Guidance", "Decoder"} if language == "de" else english <= {"Decoder"}
 
 
 # What is shipped

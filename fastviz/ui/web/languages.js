@@ -1,7 +1,8 @@
-// The page in another language: a table of its fixed texts, put in wherever one of them stands. What a visitor types is left alone.
+// The page in another language: a table of its fixed texts, put in wherever one of them stands. What a visitor types is left alone,
+// and so are the choices of a menu, because the one that was chosen stands in a field that takes no translation.
 (() => {
   const { h } = fastviz;
-  const KEY = "fastviz-language", NAMES = ["placeholder", "aria-label", "title", "alt"], ALONE = "textarea, script, style, .learn, .said, .notice, [lang]";
+  const KEY = "fastviz-language", NAMES = ["placeholder", "aria-label", "title", "alt"], ALONE = "textarea, script, style, [role=listbox], .learn, .said, .notice, [lang]:not(html)";
   const english = new WeakMap(); // text node or element -> what it says in English, and what was put in its place
   let told = null, table = new Map(), patterns = [];
 
@@ -34,7 +35,7 @@
   function visit(node) {
     if (node.nodeType === Node.TEXT_NODE) {
       if (!node.parentElement?.closest(ALONE)) turn(node, "text", node.data, (text) => { node.data = text; });
-    } else if (node.nodeType === Node.ELEMENT_NODE && !node.closest("script, style, .learn, [lang]:not(html)")) {
+    } else if (node.nodeType === Node.ELEMENT_NODE && !node.closest("script, style, [role=listbox], .learn, [lang]:not(html)")) {
       for (const name of NAMES) if (node.hasAttribute(name)) turn(node, name, node.getAttribute(name), (text) => node.setAttribute(name, text));
       if (!node.matches(ALONE)) node.childNodes.forEach(visit);
     }
