@@ -97,8 +97,8 @@ def with_speed(**told):
     ("merge", with_speed(half=1.6), "double"), ("merge", with_speed(half=1.2), "little"), ("merge", with_speed(half=0.9), "none"),
     ("prune", with_lpips(zero=4.0, nearest=3.0, copy=2.0, update=1.0), "update"),
     ("once", {"full": row(), "one": row(metrics={"match": 0.5})}, "place"), ("once", {"full": row(), "one": row(metrics={"match": 0.0})}, "nothing"),
-    ("stack", with_speed(few=2.0, reuse=1.5, both=3.0), "product"), ("stack", with_speed(few=2.0, reuse=1.5, both=2.5), "less"),
-    ("stack", with_speed(few=2.0, reuse=1.5, both=3.5), "more"),
+    ("stack", with_lpips(few=0.2, reuse=0.1, both=0.2), "larger"), ("stack", with_lpips(few=0.2, reuse=0.1, both=0.3), "sum"),
+    ("stack", with_lpips(few=0.2, reuse=0.1, both=0.4), "more"),
     ("steps", with_lpips(ddim=0.3, dpm=0.2), None), ("slow", {}, None), ("merge", {"full": row(), "half": {"seconds": None}}, None),
     ("merge", {"full": row(), "half": row(speedup=None)}, None),
 ))

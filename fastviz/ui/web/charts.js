@@ -1,7 +1,7 @@
 // Charts of the lessons: bars, lines, and points with the front that nothing else beats. They are told their words.
 (() => {
   const { h, svg } = fastviz;
-  const LEFT = 46, RIGHT = 14, TOP = 14, BOTTOM = 40, HEIGHT = 280;
+  const LEFT = 46, RIGHT = 14, TOP = 34, BOTTOM = 40, HEIGHT = 300;
 
   /** Rows of one bar each. bars: [{name, parts: [{share, kind, says}], value}], shares of the widest bar. */
   fastviz.bars = (bars, kinds) => h("div", { class: "chart" },
@@ -19,7 +19,7 @@
 
   /** A plot that is drawn anew when its width changes. draw(width) -> {most: [x, y], labels: [x, y], says, marks(x, y)}. */
   function plot(told) {
-    const drawing = svg("svg", { role: "img", height: HEIGHT, "aria-label": told.says }), figure = h("div", { class: "plot" }, drawing);
+    const drawing = svg("svg", { role: "img", height: HEIGHT, "aria-label": told.says }), figure = h("div", { class: "graph" }, drawing);
     const draw = () => {
       const width = Math.floor(figure.clientWidth);
       if (!width) return;
@@ -32,7 +32,7 @@
         ...ys.map((value) => svg("line", { x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value), class: "grid" })),
         ...xs.map((value) => text(x(value), y(0) + 16, told.reads[0](value), "middle", "tick")),
         ...ys.map((value) => text(LEFT - 7, y(value) + 4, told.reads[1](value), "end", "tick")),
-        text(width - RIGHT, HEIGHT - 6, told.labels[0], "end", "axis"), text(LEFT + 6, TOP + 8, told.labels[1], "start", "axis"),
+        text(width - RIGHT, HEIGHT - 6, told.labels[0], "end", "axis"), text(8, 16, told.labels[1], "start", "axis"),
         ...told.marks(x, y, width));
     };
     new ResizeObserver(draw).observe(figure);

@@ -65,7 +65,7 @@
       document.dispatchEvent(new Event("fastviz-language"));
     } }, Object.entries(value.names).map(([code, name]) => h("option", { value: code, lang: code }, name)));
     menu.value = fastviz.language();
-    element.querySelector(".languages").append(menu);
+    element.querySelector(".languages").append(h("a", { href: "#learn", onclick: (event) => { event.preventDefault(); fastviz.lessons(); } }, "Lessons"), menu);
     speak();
   };
 })();

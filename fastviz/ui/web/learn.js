@@ -41,6 +41,13 @@
   const open = (lesson) => wish && wish({ lesson, language: fastviz.language() });
   const asked = () => /^#learn\/(\w+)/.exec(location.hash)?.[1];
 
+  /** Opens the tab, for whoever comes by a link to a lesson or by the link at the top of the page. */
+  fastviz.lessons = (tries = 100) => {
+    const tab = document.getElementById("learn-tab-button");
+    if (tab) tab.click();
+    else if (tries) setTimeout(() => fastviz.lessons(tries - 1), 100);
+  };
+
   fastviz.learn = (element, value) => {
     place = element.querySelector(".learn");
     if (!value) {
@@ -161,7 +168,7 @@
     parts.stop = stop;
     parts.result.replaceChildren(...[
       found?.stale ? h("p", { class: "stale", role: "note" }, ui.stale) : null,
-      found ? h("div", { class: "cards" }, found.rows.map(card)) : h("p", { class: "note" }, ui.none),
+      found ? h("div", { class: "cards", style: `--across:${found.rows.length > 5 ? 3 : found.rows.length}` }, found.rows.map(card)) : h("p", { class: "note" }, ui.none),
       found && chart(found), ...(found ? now.words.measured.map(paragraph) : []),
       h("p", { class: "note source" }, found ? source(found) : ""), h("div", { class: "here" }, run, stop, parts.progress)].filter(Boolean));
     parts.sections[3].replaceChildren(h("h3", {}, ui.why), ...explanation());
@@ -285,4 +292,5 @@
 
   document.addEventListener("fastviz-language", () => now && open(now.lesson));
   addEventListener("hashchange", () => { if (asked() && asked() !== now?.lesson) open(asked()); });
+  if (location.hash.startsWith("#learn")) fastviz.lessons();
 })();
