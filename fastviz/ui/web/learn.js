@@ -86,7 +86,8 @@
       h("section", {}, h("h3", {}, ui.why), explanation()),
       h("section", {}, h("h3", {}, words.closing.title), h("p", {}, fill(words.closing.says, now.result?.closing)), closing(), h("p", { class: "remember" }, h("b", {}, ui.remember), " ", words.remember)),
     ];
-    place.replaceChildren(bar(), lessons(), h("article", {}, parts.sections, papers(), steps(at)));
+    parts.last = [papers(), steps(at)];
+    place.replaceChildren(bar(), lessons(), h("article", {}, parts.sections, parts.last));
     measured();
     unfold();
   }
@@ -141,6 +142,7 @@
   function unfold() {
     place.classList.toggle("teaching", teaching());
     parts.sections.forEach((section, i) => { section.hidden = (i > 1 && !revealed()) || (teaching() && i > state.stage); });
+    for (const part of parts.last) part.hidden = teaching() && state.stage < STAGES - 1;
     parts.reveal.hidden = !teaching() || revealed();
     verdict();
   }
