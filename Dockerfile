@@ -1,13 +1,13 @@
-# docker build -t fastviz .                                            the CPU
-# docker build -t fastviz-cuda --build-arg DEVICE=cuda .               an NVIDIA GPU
+# docker build -t fastviz .                                            for an NVIDIA GPU, and for the CPU too
+# docker build -t fastviz --build-arg TORCH_INDEX=ADDRESS .            smaller: the address of torch's builds for the CPU
 # docker run -p 7860:7860 -e FASTVIZ_PASSWORD=... [--gpus all] [-v fastviz:/models -e FASTVIZ_FETCH=sd15] fastviz
 FROM python:3.12-slim
-ARG DEVICE=cpu
+ARG TORCH_INDEX=
 RUN useradd --create-home --uid 1000 fastviz && mkdir /models /history && chown fastviz /models /history
 WORKDIR /home/fastviz/app
 COPY requirements.txt .
-# plain names bring the builds for CUDA; torch and torchvision come from one place, or neither works
-RUN if [ "$DEVICE" = cpu ]; then pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu torch torchvision; fi \
+# torch and torchvision come from one place, or neither works
+RUN if [ -n "$TORCH_INDEX" ]; then pip install --no-cache-dir --index-url "$TORCH_INDEX" torch torchvision; fi \
     && pip install --no-cache-dir -r requirements.txt
 COPY --chown=fastviz app.py spaces_config.yaml README.md LICENSE THIRD_PARTY.md ./
 COPY --chown=fastviz fastviz fastviz

@@ -77,6 +77,8 @@ def chosen_profile(args):
         if args.host:
             chosen = profile.moved(chosen, args.host)
         profile.may_listen(chosen.address)
+        if os.environ.get("FASTVIZ_PASSWORD"):  # more than one person is expected
+            chosen = dataclasses.replace(chosen, history_shared=False)
         if args.model_folder:
             chosen = dataclasses.replace(chosen, models=(*chosen.models, checkpoints.add_folder(args.model_folder)))
     except ValueError as error:
