@@ -88,7 +88,7 @@ class Page:
         here = not worker.LENT
         self.pictures, study = pictures.Tab(self), learn.Tab(self)
         look, reasons = inside.Tab(self), why.Tab(self) if here else None
-        self.further = [look.look] + [reasons.find] * here
+        self.further = [look.look, reasons.find] if here else [look.look]
         self.sweeps = sweep.Tab(self) if here and self.shelf and self.profile.sweep_cells else None
         self.past = history.Tab(self) if self.shelf or self.fault else None
         self.tabs = [tab for tab in (self.pictures, study, look, reasons, self.sweeps, self.past) if tab]
