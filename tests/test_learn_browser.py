@@ -16,8 +16,9 @@ def pupil(browser, tiny_server):  # noqa: F811
     tabs = []
 
     def open_tab(lesson="slow", **told):
-        tab = Visit(browser, tiny_server, f"#learn/{lesson}", **told)
+        tab = Visit(browser, tiny_server, **told)
         tabs.append(tab)
+        tab.page.evaluate(f"location.hash = 'learn/{lesson}'")
         learn(tab)
         return tab
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -200,6 +201,15 @@ def test_the_page_is_told_everything_about_a_lesson(lesson):
 def test_a_lesson_that_does_not_exist_is_refused(wish):
     with pytest.raises(BadRequest):
         learn.asked(wish)
+
+
+def test_a_run_that_the_profile_does_not_allow_is_refused_with_its_sentence():
+    page = Page(dataclasses.replace(profile.load(), max_steps=10))
+    tab = next(tab for tab in page.tabs if tab.__module__.endswith("learn"))
+    visitor = SimpleNamespace(session_hash="x", username="mary")
+    for wish, sentence in (({"lesson": "slow", "language": "en"}, "10 at most"), ({"lesson": "none", "language": "en"}, "does not exist")):
+        told = list(tab.run(visitor, wish))
+        assert len(told) == 1 and told[0][page.status]["state"] == "refused" and sentence in told[0][page.status]["sentence"]
 
 
 # Measuring

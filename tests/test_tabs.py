@@ -57,7 +57,7 @@ def sweeping(history, **more):
 def test_a_history_that_cannot_be_written_is_told_once_and_costs_nothing_else(home, caplog):
     home.write_text("a file in the place of the folder")
     page = Page(LOCAL)
-    assert names(page) == ["pictures", "inside", "why", "history"] and page.shelf is None
+    assert names(page) == ["pictures", "learn", "inside", "why", "history"] and page.shelf is None
     assert "Runs are not kept, because this server cannot write its history" in words(page)
     assert len(caplog.records) == 1 and str(home) in caplog.text and "FASTVIZ_HISTORY" in caplog.text
     assert health.state(True, 0, 4)[0] == "degraded" and "history" in health.state(True, 0, 4)[1] and health.state(True, 0, 4)[2]
@@ -72,7 +72,7 @@ def test_a_file_that_is_no_database_is_told_too(home, caplog):
 
 def test_a_profile_without_a_history_has_neither_tab_nor_word_of_it(home):
     page = Page(dataclasses.replace(LOCAL, history_megabytes=0))
-    assert names(page) == ["pictures", "inside", "why"] and not home.exists() and "kept" not in words(page)
+    assert names(page) == ["pictures", "learn", "inside", "why"] and not home.exists() and "kept" not in words(page)
 
 
 def full(history):
@@ -122,14 +122,14 @@ def test_tables_and_reports_that_cannot_be_written_leave_the_rest(monkeypatch, h
 def test_where_a_worker_computes_what_cannot_work_there_is_not_on_the_page(monkeypatch):
     monkeypatch.setitem(worker.LENT, "rows", None)
     page = Page(dataclasses.replace(LOCAL, hardware=profile.ZERO))
-    assert names(page) == ["pictures", "inside", "history"]
+    assert names(page) == ["pictures", "learn", "inside", "history"]
     shown = {each.elem_id for each in page.blocks.blocks.values() if getattr(each, "elem_id", None)}
     assert "look" in shown and not {"find", "begin"} & shown
 
 
 @pytest.mark.parametrize("name, tabs", (
-    ("local", ["pictures", "inside", "why", "sweep", "history"]), ("classroom", ["pictures", "inside", "why", "sweep", "history"]),
-    ("cpu-basic", ["pictures", "inside", "why", "sweep", "history"]), ("zerogpu", ["pictures", "inside", "why", "history"])))
+    ("local", ["pictures", "learn", "inside", "why", "sweep", "history"]), ("classroom", ["pictures", "learn", "inside", "why", "sweep", "history"]),
+    ("cpu-basic", ["pictures", "learn", "inside", "why", "sweep", "history"]), ("zerogpu", ["pictures", "learn", "inside", "why", "history"])))
 def test_every_profile_offers_what_it_says(name, tabs):
     chosen = profile.load(name)
     page = Page(chosen)
