@@ -78,6 +78,7 @@ def test_a_run_is_stopped_from_the_lesson(pupil):
     tab = pupil("slow")
     options(tab).nth(2).click()
     tab.page.locator(".run-here").click()
+    tab.wait("running")
     tab.page.locator(".learn .stop-here").click()
     tab.wait("stopped", "idle")
     tab.page.wait_for_function("!document.querySelector('.run-here').disabled", timeout=PATIENCE)

@@ -70,7 +70,7 @@ def test_the_student_joins_as_soon_as_it_is_there(monkeypatch):
 # Figures
 
 def row(**values):
-    return {"seconds": 2.0, "speedup": 1.0, "flops": 10, "flops_share": 1.0, "steps": 5, "per_step": [1.0, 3.0, 2.0], "flops_per_step": [2, 2],
+    return {"seconds": 2.0, "spread": [2.0, 2.0], "speedup": 1.0, "flops": 10, "flops_share": 1.0, "steps": 5, "per_step": [1.0, 3.0, 2.0], "flops_per_step": [2, 2],
             "parts": {"text": 0.1, "denoising": 1.5, "decoder": 0.4}, "metrics": {"lpips": 0.0, "psnr": 30.0, "match": 1.0}} | values
 
 
@@ -88,7 +88,7 @@ def with_lpips(**told):
 
 
 def with_speed(**told):
-    return {"full": row()} | {name: row(speedup=value) for name, value in told.items()}
+    return {"full": row()} | {name: row(speedup=value, spread=[2 / value] * 2) for name, value in told.items()}
 
 
 @pytest.mark.parametrize("key, rows, right", (
@@ -101,7 +101,7 @@ def with_speed(**told):
     ("stack", with_lpips(few=0.2, reuse=0.1, both=0.2), "larger"), ("stack", with_lpips(few=0.2, reuse=0.1, both=0.3), "sum"),
     ("stack", with_lpips(few=0.2, reuse=0.1, both=0.4), "more"),
     ("steps", with_lpips(ddim=0.3, dpm=0.2), None), ("slow", {}, None), ("merge", {"full": row(), "half": {"seconds": None}}, None),
-    ("merge", {"full": row(), "half": row(speedup=None)}, None),
+    ("merge", {"full": row(), "half": row(speedup=None)}, None), ("merge", {"full": row(), "half": row(speedup=1.6, spread=[1.0, 2.1])}, "none"),
 ))
 def test_the_right_answer_follows_from_what_was_measured(key, rows, right):
     assert answer(BY_KEY[key], rows) == right

@@ -5,6 +5,8 @@ from statistics import median
 # What texts may say of a row: name -> (kind, for how it reads; the value of a row beside the full model's)
 MEASURES = {
     "seconds": ("seconds", lambda row, full: row["seconds"]),
+    "fastest": ("seconds", lambda row, full: row["spread"][0]),
+    "slowest": ("seconds", lambda row, full: row["spread"][1]),
     "step": ("seconds", lambda row, full: median(row["per_step"])),
     "text": ("seconds", lambda row, full: row["parts"]["text"]),
     "steps_seconds": ("seconds", lambda row, full: row["parts"]["denoising"]),

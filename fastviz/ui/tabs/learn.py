@@ -19,6 +19,7 @@ class Tab:
 
     def wire(self, options):
         self.study.submit(self.open, self.study, self.learn, preprocess=False, queue=False, trigger_mode="always_last", **PRIVATE)
+        self.practise.submit(fn=None, js="() => fastviz.begin()", outputs=[self.page.status, self.page.stop], **PRIVATE)
         return [self.practise.submit(self.run, self.practise, preprocess=False, **options)]
 
     def open(self, wish):

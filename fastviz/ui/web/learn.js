@@ -237,9 +237,7 @@
   // A run of one's own
 
   function begin() {
-    if (busy()) return;
-    fastviz.tell({ state: "waiting", sentence: "", share: null, left: "", row: null });
-    practise({ lesson: now.lesson, language: now.language });
+    if (!busy()) practise({ lesson: now.lesson, language: now.language });
   }
 
   document.addEventListener("fastviz-status", ({ detail }) => {

@@ -53,7 +53,7 @@
   /** A press on Run, before the server has answered. */
   fastviz.begin = () => {
     stopping = false;
-    if (innerWidth < 900) document.getElementById("answer").scrollIntoView({ behavior: "smooth" });
+    if (innerWidth < 900 && document.getElementById("run").offsetParent) document.getElementById("answer").scrollIntoView({ behavior: "smooth" });
     return [{ state: "waiting", sentence: "", share: null, left: "", row: null }, update({ interactive: true })];
   };
 
