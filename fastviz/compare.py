@@ -20,7 +20,7 @@ from .trace import Trace
 
 log = logging.getLogger(__name__)
 KEPT = 256  # rows that are remembered as warm
-warmed = {}  # (model, size, guided, stack) -> seconds per step in its warm-up
+warmed = {}  # (model, size, guided, stack, whether there is a sketch) -> seconds per step in its warm-up
 
 
 @dataclass
@@ -127,7 +127,7 @@ def prepare(pipe, request, lane, lanes, stop):
     stack = tuple(knobs for knobs in lane.stack if method_of(knobs).ROLE != "scheduler")
     if not stack:
         return
-    key = request.model, request.size, guided(pipe, request), stack
+    key = request.model, request.size, guided(pipe, request), stack, request.sketch is not None
     if lane.index == 0 or key not in warmed:
         run = warm(pipe, request, stack, steps=lane.steps, stop=stop)
         if len(warmed) >= KEPT:

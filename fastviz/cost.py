@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from .bare import configuration, on_meta
+from . import sketch
 from .methods import attached, method_of
 from .run import context_of, encoded, guided, network_inputs
 
@@ -94,8 +95,8 @@ def with_past(labels, frozen):
 
 def flops(pipe, request, stack, steps):
     """FLOP of one picture: {"text": F, "steps": (F per step, ...), "decoder": F}. Counted once per model, size, guidance,
-    stack and number of steps; a step that repeats an earlier kind of step is not executed again."""
-    key = configuration(pipe), request.size, guided(pipe, request), stack, steps
+    stack, number of steps and with or without a sketch; a step that repeats an earlier kind of step is not executed again."""
+    key = configuration(pipe), request.size, guided(pipe, request), request.sketch is not None, stack, steps
     with lock:
         if key not in counted:
             if len(counted) >= KEPT:
@@ -109,7 +110,7 @@ def count(pipe, request, stack, steps):
     side, mode = request.size // pipe.vae_scale_factor, Flops()
     latents = torch.empty(1, pipe.unet.config.in_channels, side, side, device="meta")
     context = context_of(pipe, request, steps, (side, side))
-    with on_meta(pipe) as bare, mode, attached(bare, stack, context) as ready:
+    with on_meta(pipe) as bare, mode, attached(bare, stack, context) as ready, sketch.attach(ready, request, pipe):
         pair, start = guided(ready, context), mode.total
         made = encoded(ready, request.prompt, pair, torch.device("meta"))
         text = mode.total - start

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from . import lens
+from . import begin, lens, sketch
 from .methods import attached, weights_first
 from .patch import Refused, replaced
 from .trace import Context, Trace
@@ -218,11 +218,13 @@ def free():
 def sample(pipe, request, stack, steps, on_step, stop, trace):
     start = noise(pipe, request)
     context = context_of(pipe, request, steps, tuple(start.shape[2:]), trace)
-    pipe = copy.copy(pipe)  # a call leaves its arguments on the pipeline object: let it leave them on a copy
+    clean = None if request.start is None else begin.encoded(pipe, request.start, request.size)  # once, like the noise
+    owner, pipe = pipe, copy.copy(pipe)  # a call leaves its arguments on the pipeline object: let it leave them on a copy
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     weights, rest = weights_first(stack)
     with replaced(pipe, scheduler=scheduler, _progress_bar_config={"disable": True}), \
-            attached(pipe, weights, context) as pipe, lens.attach(pipe, request, context), attached(pipe, rest, context) as ready:
+            attached(pipe, weights, context) as pipe, sketch.attach(pipe, request, owner), lens.attach(pipe, request, context), \
+            attached(pipe, rest, context) as ready, begin.attach(ready, request, steps, start, clean) as start:
         memory, clock = Peak(ready.device), Clock(ready.device)
         latents, image = timed(ready, request, start, clock, context, on_step, stop)
         text, *times, decode = clock.spans()
