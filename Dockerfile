@@ -3,7 +3,7 @@
 # docker run -p 7860:7860 -e FASTVIZ_PASSWORD=... [--gpus all] [-v fastviz:/models -e FASTVIZ_FETCH=sd15] fastviz
 FROM python:3.12-slim
 ARG TORCH_INDEX=
-RUN useradd --create-home --uid 1000 fastviz && mkdir /models && chown fastviz /models
+RUN useradd --create-home --uid 1000 fastviz && mkdir /models /history && chown fastviz /models /history
 WORKDIR /home/fastviz/app
 COPY requirements.txt .
 # torch and torchvision come from one place, or neither works
@@ -13,6 +13,6 @@ COPY --chown=fastviz app.py spaces_config.yaml README.md LICENSE THIRD_PARTY.md 
 COPY --chown=fastviz fastviz fastviz
 COPY --chown=fastviz assets assets
 USER fastviz
-ENV FASTVIZ_MODELS=/models FASTVIZ_PROFILE=local PYTHONUNBUFFERED=1
+ENV FASTVIZ_MODELS=/models FASTVIZ_HISTORY=/history FASTVIZ_PROFILE=local PYTHONUNBUFFERED=1
 EXPOSE 7860
 CMD ["python", "app.py", "--host", "0.0.0.0"]

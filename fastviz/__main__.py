@@ -1,4 +1,7 @@
-"""Command line: compare, doctor, fetch, deploy, fit, bench, search. Results go to stdout, JSON line last; the rest to stderr."""
+"""Command line: compare, explain, sweep, fastest, history, doctor, fetch, deploy, fit, bench, search.
+
+Results go to stdout, one JSON line last; the rest to stderr.
+"""
 
 import argparse
 import json
@@ -13,17 +16,19 @@ NUMBERS = {"seed": "0 to 4294967295", "steps": "sampling steps of the full model
 def arguments():
     parser = argparse.ArgumentParser(prog="python -m fastviz", description="See how diffusion models are made fast.")
     commands = parser.add_subparsers(dest="command", required=True)
-    compare = commands.add_parser("compare", help="run the full model and its accelerated variants on one prompt")
-    compare.add_argument("prompt")
-    for name, says in NUMBERS.items():
-        compare.add_argument(f"--{name}", help=says)
-    compare.add_argument("--model", help="a key of the table of models")
-    compare.add_argument("--methods", help="rows, such as full,tome(ratio=0.4),tome+attention_reuse,few_step(match=tome)")
+    compare = asking(commands, "compare", "run the full model and its accelerated variants on one prompt")
     compare.add_argument("--out", help="folder for pictures, run.json, table.csv and figure.png")
     compare.add_argument("--records", action="store_true",
                          help="run each row once more and keep what happens inside: one .npz per row in --out")
+    compare.add_argument("--report", metavar="FILE", help="one HTML file that opens without a server; with --records, with a step scrubber")
+    compare.add_argument("--no-history", action="store_true", help="do not keep the run in the local history")
+    commands.add_parser("sweep", help="run rows over values of their knobs, prompts and seeds, and go on where it stopped", add_help=False)
+    commands.add_parser("fastest", help="find the fastest way under a bound on LPIPS, or the closest within a time", add_help=False)
+    commands.add_parser("history", help="find, open or delete what was run on this machine", add_help=False)
+    explain = asking(commands, "explain", "why is it not faster? where each row's time goes, and what its methods can touch")
+    explain.add_argument("--out", help="folder for explain.json and explain.png")
     doctor = commands.add_parser("doctor", help="what runs here, and what to do about what does not")
-    for command in (compare, doctor):
+    for command in (compare, explain, doctor):
         command.add_argument("--model-folder", metavar="PATH", help="a diffusers folder of your own, as one more model")
     deploy = commands.add_parser("deploy", help="upload this project as a Space")
     deploy.add_argument("--space", required=True, metavar="NAME", help="owner/name, or name for your own")
@@ -39,6 +44,17 @@ def arguments():
     bench.add_argument("which", choices=["local", "flops", "claims", "blocks", "olss", "gpu"])
     search = commands.add_parser("search", help="search a schedule on this model, or see why one is good", add_help=False)
     search.add_argument("which", choices=["reuse", "one-reuse"])
+    return parser
+
+
+def asking(commands, name, says):
+    """A command that takes what a Request holds."""
+    parser = commands.add_parser(name, help=says)
+    parser.add_argument("prompt")
+    for number, tells in NUMBERS.items():
+        parser.add_argument(f"--{number}", help=tells)
+    parser.add_argument("--model", help="a key of the table of models")
+    parser.add_argument("--methods", help="rows, such as full,tome(ratio=0.4),tome+attention_reuse,few_step(match=tome)")
     return parser
 
 
@@ -97,8 +113,8 @@ def run_compare(args):
 
     if args.out:
         Path(args.out).mkdir(parents=True, exist_ok=True)  # before minutes are spent
-    elif args.records:
-        raise BadRequest("records", "Name a folder for the records: --out FOLDER.")
+    elif args.records and not args.report:
+        raise BadRequest("records", "Name a folder or a file for the records: --out FOLDER or --report FILE.")
     hint(request)
     rows = final(compare(request, on_progress=show))
     told = environment(models.load(request.model))
@@ -107,12 +123,18 @@ def run_compare(args):
     print(views.table(rows))
     if note := models.MODELS[request.model].note:
         print(note)
+    if not args.no_history and any(row.image is not None for row in rows):
+        from .explore.command import keep
+
+        keep(request, rows, told)
     line = {"command": "compare", **store.report(request, rows, told)}
     if args.out:
         line["out"] = str(store.save(args.out, request, rows, told))
         if args.records:
             record(request, rows, Path(args.out))
         print(f"Written to {args.out}.")
+    if args.report:
+        write_report(args, request, rows, told)
     for row in line["rows"]:
         del row["per_step"], row["flops_per_step"]  # run.json has them
     print(json.dumps(line, allow_nan=False))
@@ -142,6 +164,63 @@ def record(request, rows, folder):
         runs[f"{row.index}. {row.title}"] = blocks, views.activity(trace.channels, blocks, row.steps), row.flops_per_step
     if runs:
         (folder / "inside.png").write_bytes(views.png(views.saved(runs, rows[0].flops_per_step)))
+
+
+def write_report(args, request, rows, environment):
+    """The report of a comparison, with what happened inside when the records were asked for."""
+    import shutil
+    from pathlib import Path
+
+    from .ui.inside import Inside
+    from .ui.job import Opened
+    from .ui.report import html
+
+    job, look = Opened(request, rows, environment), None
+    if args.records:
+        look = Inside(job)
+        print("Recording for the report", file=sys.stderr)
+        look.work()
+        if look.state == "failed":
+            print(look.sentence, file=sys.stderr)
+    try:
+        Path(args.report).write_text(html(job, look))
+    finally:
+        if look and look.folder:
+            shutil.rmtree(look.folder)
+    print(f"Report written to {args.report}.")
+
+
+def run_explain(args):
+    add_folder(args)
+    request = request_of(args)
+    from pathlib import Path
+
+    from . import models, store, views
+    from .compare import compare, environment, final
+    from .explore import explain
+    from .explore.classes import CLASSES
+
+    hint(request)
+    rows = final(compare(request, on_progress=show))
+    found = []
+    for told in explain.explain(request, rows):
+        print(f"{told.title}: profiled", file=sys.stderr)
+        found.append(told)
+    print(explain.table(found))
+    for told in found:
+        print(f"{told.stack}: {explain.verdict(told)}")
+    for row in (row for row in rows if row.error):
+        print(f"{row.stack}: {row.error}")
+    line = {"command": "explain", "recipe": store.recipe(request), "environment": environment(models.load(request.model)),
+            "rows": [explain.plain(told) for told in found]}
+    if args.out:
+        folder = Path(args.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "explain.json").write_text(json.dumps(line, indent=1, allow_nan=False) + "\n")
+        (folder / "explain.png").write_bytes(views.png(views.breakdown(found, CLASSES)))
+        print(f"Written to {folder}.")
+    print(json.dumps(line, allow_nan=False))
+    return 1 if any(each.error for each in [*rows, *found]) else 0
 
 
 def run_doctor(args):
@@ -189,6 +268,24 @@ def run_bench(args, rest):
     return commands[args.which].main(rest) or 0
 
 
+def run_sweep(args, rest):
+    from .explore import command
+
+    return command.sweep(rest)
+
+
+def run_fastest(args, rest):
+    from .explore import command
+
+    return command.fastest(rest)
+
+
+def run_history(args, rest):
+    from .explore import command
+
+    return command.history(rest)
+
+
 def run_fit(args, rest):
     from .fit import olss
 
@@ -204,13 +301,14 @@ def run_search(args, rest):
 def main(argv=None):
     """Returns the exit code: 0 all is well, 1 something failed, 2 bad input, 70 the device is lost, 130 stopped."""
     args, rest = arguments().parse_known_args(argv)
-    apart = {"bench": run_bench, "fit": run_fit, "search": run_search}  # commands with options of their own
+    apart = {"bench": run_bench, "fit": run_fit, "search": run_search, "sweep": run_sweep, "fastest": run_fastest,
+             "history": run_history}  # commands with options of their own
     if rest and args.command not in apart:
         arguments().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if args.command in apart:
             return apart[args.command](args, rest)
-        commands = {"compare": run_compare, "doctor": run_doctor, "fetch": run_fetch, "deploy": run_deploy}
+        commands = {"compare": run_compare, "explain": run_explain, "doctor": run_doctor, "fetch": run_fetch, "deploy": run_deploy}
         return commands[args.command](args)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)

@@ -6,14 +6,16 @@ operations and normalisations are not, as everywhere in the field.
 
 import functools
 import threading
+from contextlib import ExitStack
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .bare import configuration, on_meta
 from . import sketch
+from .bare import configuration, on_meta
 from .methods import attached, method_of
+from .patch import replaced
 from .run import context_of, encoded, guided, network_inputs
 
 KEPT = 256  # counts that are remembered
@@ -108,18 +110,47 @@ def flops(pipe, request, stack, steps):
 @torch.no_grad()
 def count(pipe, request, stack, steps):
     side, mode = request.size // pipe.vae_scale_factor, Flops()
-    latents = torch.empty(1, pipe.unet.config.in_channels, side, side, device="meta")
     context = context_of(pipe, request, steps, (side, side))
     with on_meta(pipe) as bare, mode, attached(bare, stack, context) as ready, sketch.attach(ready, request, pipe):
-        pair, start = guided(ready, context), mode.total
-        made = encoded(ready, request.prompt, pair, torch.device("meta"))
-        text = mode.total - start
-        ready.vae.decode(latents)
-        decoder = mode.total - start - text
-        inputs, latents = network_inputs(made, request.size), torch.cat([latents] * (1 + pair))
+        text, decoder, latents, inputs = ends(ready, request, context, mode)
         labels = with_past(kinds(stack, steps), context.frozen)
         per_step = count_steps(ready.unet, latents, inputs, context, labels, mode)
     return {"text": text, "steps": per_step, "decoder": decoder}
+
+
+def ends(pipe, request, context, mode):
+    """FLOP of text encoder and decoder, and what the U-Net is given on the context's grid: latents, and the rest by name."""
+    pair, start = guided(pipe, context), mode.total
+    made = encoded(pipe, request.prompt, pair, torch.device("meta"))
+    text = mode.total - start
+    latents = torch.empty(1, pipe.unet.config.in_channels, *context.grid, device="meta")
+    pipe.vae.decode(latents)
+    decoder = mode.total - start - text
+    return text, decoder, torch.cat([latents] * (1 + pair)), network_inputs(made, request.size)
+
+
+@torch.no_grad()
+def inside(pipe, request, size, names):
+    """FLOP of the full model at `size` px: {"text", "step", "decoder", "inside"}, the last within one step's modules
+    `names` of the U-Net; "" is all of it. Names below another one count once."""
+    side, mode, within = size // pipe.vae_scale_factor, Flops(), [0]
+    context = context_of(pipe, request, 1, (side, side))
+
+    def counting(forward):
+        def counted(*args, **kwargs):
+            before = mode.total
+            out = forward(*args, **kwargs)
+            within[0] += mode.total - before
+            return out
+        return counted
+
+    outermost = [name for name in names if not any(name != other and (not other or f"{name}.".startswith(f"{other}.")) for other in names)]
+    with lock, on_meta(pipe) as bare, mode, ExitStack() as exits:
+        text, decoder, latents, inputs = ends(bare, request, context, mode)
+        for module in map(bare.unet.get_submodule, outermost):
+            exits.enter_context(replaced(module, forward=counting(module.forward)))
+        step = count_steps(bare.unet, latents, inputs, context, ["full"], mode)[0]
+    return {"text": text, "step": step, "decoder": decoder, "inside": within[0]}
 
 
 def count_steps(unet, latents, inputs, context, labels, mode):

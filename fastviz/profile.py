@@ -16,8 +16,8 @@ PATH = Path(__file__).parents[1] / "spaces_config.yaml"
 ZERO = "zero-a10g"  # how the hub calls the hardware that is lent call by call
 BOUNDS = {"max_steps": STEPS, "max_rows": (1, ROWS), "max_repeats": REPEATS, "max_size": (64, 2048), "queue": (1, 1000),
           "per_visitor": (0, 100), "remembered": (0, 10_000), "records_megabytes": (1, 4096), "temp_megabytes": (1, 10**6),
-          "temp_minutes": (1, 10**6)}
-TEXTS, SWITCHES = ("address", "hardware"), ("metrics", "log_prompts")
+          "temp_minutes": (1, 10**6), "history_megabytes": (0, 10**6), "sweep_cells": (0, 5000)}
+TEXTS, SWITCHES = ("address", "hardware"), ("metrics", "log_prompts", "history_shared")
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Profile:
     """models: keys offered; methods: keys allowed; max_*: upper bounds of one request; queue: visitors that may wait;
     per_visitor, remembered: see spaces_config.yaml; address: where the server listens; hosts: names under which it may be
     called, "*" for any; metrics: whether /metrics is offered; log_prompts: whether the log tells them; hardware: of a Space;
-    records_megabytes: of one look inside a row; temp_megabytes, temp_minutes: bounds of the temp folder; example: what the
-    page shows at first."""
+    records_megabytes: of one look inside a row; temp_megabytes, temp_minutes: bounds of the temp folder; history_*,
+    sweep_cells: see spaces_config.yaml; example: what the page shows at first."""
     models: tuple
     methods: tuple
     max_steps: int
@@ -44,6 +44,9 @@ class Profile:
     records_megabytes: int
     temp_megabytes: int
     temp_minutes: int
+    history_megabytes: int
+    history_shared: bool
+    sweep_cells: int
     example: dict
 
     def check(self, request):

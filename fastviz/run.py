@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from . import begin, lens, sketch
+from . import begin, lens, ranges, sketch
 from .methods import attached, weights_first
 from .patch import Refused, replaced
 from .trace import Context, Trace
@@ -67,9 +67,9 @@ def guided(pipe, told):
     return told.guidance > 1 and pipe.unet.config.time_cond_proj_dim is None
 
 
-def context_of(pipe, request, steps, grid, trace=None):
+def context_of(pipe, request, steps, grid, trace=None, profiled=False):
     """The Context of a run of `steps` sampling steps on latents of grid (h, w)."""
-    return Context(steps, request.seed, grid, pipe.device.type, request.guidance, trace=trace)
+    return Context(steps, request.seed, grid, pipe.device.type, request.guidance, trace=trace, ranges=profiled)
 
 
 @torch.no_grad()
@@ -175,17 +175,17 @@ def turn(stop):
         LOCK.release()
 
 
-def generate(pipe, request, stack, steps, *, on_step=None, stop=None, trace=None):
+def generate(pipe, request, stack, steps, *, on_step=None, stop=None, trace=None, profiled=False):
     """Runs `stack`, a tuple of Knobs, for `steps` sampling steps -> Run. The picture of the full model is, bit for bit,
     that of `pipe(prompt, height, width, num_inference_steps=steps, guidance_scale=..., latents=noise(pipe, request))`.
 
     on_step(i, steps): called after step i = 1, 2, ..., outside the clock; stop(): asked after every step, True raises
-    Stopped; trace: a Trace to fill, which costs time. The pipeline is left as it was after any exit.
+    Stopped; trace: a Trace to fill, and profiled: whether parts are named for a profiler; both cost time. The pipeline is left as it was after any exit.
     Raises Failed when memory runs out, Lost when the device stopped answering.
     """
     with turn(stop):
         try:
-            return sample(pipe, request, stack, steps, on_step, stop, trace)
+            return sample(pipe, request, stack, steps, on_step, stop, trace, profiled)
         except (MemoryError, RuntimeError) as error:
             failed = failure(error, request)
             if not failed:
@@ -215,16 +215,17 @@ def free():
         torch.accelerator.empty_cache()
 
 
-def sample(pipe, request, stack, steps, on_step, stop, trace):
+def sample(pipe, request, stack, steps, on_step, stop, trace, profiled):
     start = noise(pipe, request)
-    context = context_of(pipe, request, steps, tuple(start.shape[2:]), trace)
+    context = context_of(pipe, request, steps, tuple(start.shape[2:]), trace, profiled)
     clean = None if request.start is None else begin.encoded(pipe, request.start, request.size)  # once, like the noise
     owner, pipe = pipe, copy.copy(pipe)  # a call leaves its arguments on the pipeline object: let it leave them on a copy
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     weights, rest = weights_first(stack)
     with replaced(pipe, scheduler=scheduler, _progress_bar_config={"disable": True}), \
             attached(pipe, weights, context) as pipe, sketch.attach(pipe, request, owner), lens.attach(pipe, request, context), \
-            attached(pipe, rest, context) as ready, begin.attach(ready, request, steps, start, clean) as start:
+            attached(pipe, rest, context) as ready, ranges.attach(ready, context), \
+            begin.attach(ready, request, steps, start, clean) as start:
         memory, clock = Peak(ready.device), Clock(ready.device)
         latents, image = timed(ready, request, start, clock, context, on_step, stop)
         text, *times, decode = clock.spans()

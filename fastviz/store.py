@@ -16,6 +16,7 @@ from .request import BadRequest, Request, methods_text, read_number
 
 CHUNK = "fastviz"  # the keyword of the text chunk in a PNG
 VERSION = 1
+EQUAL = "infinite: the pictures are equal"  # in place of a number that JSON and CSV do not have
 NUMBERS = ("seed", "steps", "guidance", "size", "repeats")
 FIELDS = ("prompt", *NUMBERS, "model", "methods")
 COLUMNS = ("index", "stack", "title", "steps", "repeats", "seconds", "fastest", "slowest", "text", "denoising", "decoder",
@@ -108,7 +109,7 @@ def read_png(file):
 
 def figure_or_text(value):
     """A metric as JSON and CSV can hold it: infinity in words."""
-    return "infinite: the pictures are equal" if value == float("inf") else value
+    return EQUAL if value == float("inf") else value
 
 
 def told_row(row):
@@ -175,10 +176,45 @@ def save(folder, request, rows, environment=None):
     return folder
 
 
-def archive(request, rows, environment=None):
-    """The same files as the bytes of a zip archive."""
+def load(folder):
+    """(Request, Rows, environment) that `save` wrote into `folder`; the Rows have no Run. OSError where files are missing,
+    ValueError (BadRequest is one) where they are none of ours."""
+    told = json.loads(Path(folder, "run.json").read_text())
+    try:
+        rows = [read_row(row, Path(folder)) for row in told["rows"]]
+        return read_recipe(told["recipe"]), rows, dict(told["environment"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder} holds no run that this version reads") from error
+
+
+def read_row(told, folder):
+    """The Row that told_row described, with its pictures from `folder`."""
+    from .compare import Row
+
+    pairs = ("spread", "per_step", "flops_per_step")  # JSON knows lists only
+    plain = {name: tuple(value) if name in pairs else value for name, value in told.items() if name not in ("metrics", "picture")}
+    row = Row(**plain, done=True)
+    row.metrics = {name: float("inf") if value == EQUAL else value for name, value in told["metrics"].items()}
+    row.acted = {key: tuple(counts) for key, counts in row.acted.items()}
+    if told["picture"]:
+        name = picture_name(row).removesuffix(".png")
+        row.image, row.lpips_map, row.difference_map = (picture_at(folder / f"{name}{suffix}.png")
+                                                       for suffix in ("", "-lpips", "-difference"))
+    return row
+
+
+def picture_at(path):
+    """PIL RGB, or None where there is no such file."""
+    if not path.is_file():
+        return None
+    with Image.open(path, formats=["PNG"]) as image:
+        return image.convert("RGB")
+
+
+def archive(found):
+    """What `files` gave as the bytes of a zip archive."""
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as zipped:
-        for name, content in files(request, rows, environment).items():
+        for name, content in found.items():
             zipped.writestr(f"fastviz/{name}", content)
     return data.getvalue()

@@ -62,6 +62,7 @@ class Context:
     acted: method key -> set of (layer name, step) at which the method changed something.
     kept_bytes: method key -> bytes that the method keeps from step to step.
     trace: where to record, or None in a timed run.
+    ranges: whether a profiler watches, see ranges.py.
     """
     steps: int
     seed: int = 0
@@ -76,6 +77,7 @@ class Context:
     acted: dict = field(default_factory=lambda: defaultdict(set))
     kept_bytes: dict = field(default_factory=dict)
     trace: Trace | None = None
+    ranges: bool = False
 
     def start(self, step):
         """Begins sampling step `step`; to be called before the network runs. Returns its kind, what the methods decided:

@@ -15,6 +15,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads, and lose all where cores are shared
 
+HISTORY = tempfile.TemporaryDirectory(prefix="fastviz-history-")
+os.environ["FASTVIZ_HISTORY"] = HISTORY.name  # not the user's own
+
 import pytest
 import torch
 from ledger import LEDGER

@@ -143,6 +143,7 @@ def serve(folder, command=("app.py",), before=(), **environment):
         # one thread computes, so that on two cores the browser beside it still answers
         process = subprocess.Popen([*before, sys.executable, *command], cwd=ROOT, stdout=words, stderr=subprocess.STDOUT, env={
             **os.environ, "GRADIO_SERVER_PORT": str(port), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1",
+            "FASTVIZ_HISTORY": str(Path(folder, "history")),
             **environment})
     running = Server(f"http://127.0.0.1:{port}", Path(folder), process, log)
     try:

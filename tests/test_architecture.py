@@ -15,10 +15,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 APART = ("stickers", "bench", "search", "fit")  # how the model is made, benchmarks, searches and fits: not part of the app
 
 # What each part may import, besides its own folder. A method is known from outside only by its module's contract.
-BASE = {"knobs", "patch", "trace", "fitted"}
+BASE = {"knobs", "patch", "ranges", "trace", "fitted"}
 MODELS = BASE | {"methods", "models", "request"}
 ARROWS = {
-    "knobs": set(), "patch": set(), "trace": set(), "fitted": set(), "judge": set(), "checkpoints": set(),
+    "knobs": set(), "patch": set(), "ranges": {"patch"}, "trace": set(), "fitted": set(), "judge": set(), "checkpoints": set(),
     "models": {"judge", "checkpoints"}, "hub": {"models"}, "deploy": {"models", "profile"},
     "kernels": set(), "gwpr": {"kernels"}, "schedulers": set(),
     "methods": BASE | {"bare", "gwpr", "kernels", "models", "schedulers"}, "bare": {"models", "patch"},
@@ -28,9 +28,10 @@ ARROWS = {
     "run": MODELS | {"begin", "lens", "sketch"}, "cost": MODELS | {"bare", "run", "sketch"}, "metrics": {"judge", "models"},
     "compare": MODELS | {"run", "cost", "metrics"},
     "store": MODELS | {"given", "run", "compare", "views"},
+    "explore": MODELS | {"run", "cost", "metrics", "compare", "store", "views"},
     "views": {"trace"},
     "doctor": MODELS | {"judge", "metrics", "run", "compare"},
-    "ui": MODELS | {"given", "sketch", "compare", "cost", "profile", "run", "store", "views"},
+    "ui": MODELS | {"given", "sketch", "compare", "cost", "explore", "profile", "run", "store", "views"},
     "": MODELS | {"compare", "metrics", "run"},
 }
 

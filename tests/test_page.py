@@ -15,7 +15,8 @@ from fastviz.request import BadRequest, Request, methods_text
 from fastviz.ui import temp
 from fastviz.ui.ask import CHOSEN, Ask
 from fastviz.ui.board import measured, span
-from fastviz.ui.page import Page, parse
+from fastviz.ui.page import Page
+from fastviz.ui.restore import parse
 
 LOCAL = profile.load()
 

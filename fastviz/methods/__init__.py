@@ -10,6 +10,8 @@ A method is a module with
     kinds(knobs, steps)         optional: one label per sampling step; steps of equal labels do equal work, and cost.py
                                 executes only the first of each. Without it, all are executed.
     ready()                     optional: whether anything that the method needs is there; else the page does not offer it
+    touched(unet, grid, knobs)  optional: names of the U-Net's modules in which it can save work, "" for all of it, and
+                                "decoder"; without it, whole steps. Of a patch: needed
 """
 
 from contextlib import ExitStack, contextmanager

@@ -15,6 +15,8 @@ import numpy as np
 
 from ..knobs import choice, number, switch
 from ..patch import replaced, transformer_blocks
+from ..ranges import own
+from ..trace import Context
 from .attention_reuse import inputs, queries_and_keys
 
 KEY = "atedm"
@@ -353,6 +355,12 @@ def active(unet, knobs, context, kind):
             yield kind(name, [layer[:2] for layer in layers], size, spared, knobs, context)
 
 
+def touched(unet, grid, knobs):
+    """Names of the modules that it can save work in."""
+    found = active(unet, knobs, Context(steps=OF, grid=grid), Pruning)
+    return [name for pruning in found for name in pruning.after]
+
+
 @contextmanager
 def attach(pipe, knobs, context):
     """Modifications, in every active transformer; none where no layer follows the first:
@@ -360,6 +368,7 @@ def attach(pipe, knobs, context):
      - context.pruned: its later layers, at steps at which they see fewer tokens
     """
     kind = RecordedPruning if context.trace is not None else Pruning
+    kind = own(kind, context, KEY, "choose", "prune", "recover")
 
     def tell(pruning):
         if pruning.previous is not None:

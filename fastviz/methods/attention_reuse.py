@@ -347,6 +347,11 @@ def attentions(unet, grid, maps):
     return [(name, attn, part) for name, attn, part in found if maps in (part, "both")]
 
 
+def touched(unet, grid, knobs):
+    """Names of the modules that it can save work in."""
+    return [name for name, _, _ in attentions(unet, grid, knobs.maps)]
+
+
 @contextmanager
 def attach(pipe, knobs, context):
     """Modifications:

@@ -86,6 +86,11 @@ def load(pipe):
         raise Refused(f"{error} Or {MAKE}.") from error
 
 
+def touched(unet, grid, knobs):
+    """Where it can save work: "" is the whole U-Net."""
+    return [""] * knobs.unet + ["decoder"] * knobs.decoder
+
+
 @contextmanager
 def attach(pipe, knobs, context):
     """Modifications: none of the pipeline. Yields a copy that has, in place of the model's own:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..knobs import number, switch
 from ..patch import replaced, transformer_blocks
+from ..ranges import own
 
 KEY = "tome"
 TITLE = "Token merging"
@@ -234,9 +235,14 @@ class Merging:
         def merged(hidden_states, *args, **kwargs):
             if not (self.whole and self.match.merged):
                 return forward(hidden_states, *args, **kwargs)
-            flat, members, starts = self.match.rows
-            return unmerge(forward(merge(hidden_states, members, starts), *args, **kwargs), flat)
+            return self.all(forward(self.fewer(hidden_states), *args, **kwargs))
         return merged
+
+    def fewer(self, x):
+        return merge(x, *self.match.rows[1:])
+
+    def all(self, y):
+        return unmerge(y, self.match.rows[0])
 
 
 class RecordedMerging(Merging):
@@ -273,15 +279,24 @@ def active(unet, grid, knobs):
             and count(knobs.ratio, size, knobs.sx, knobs.sy)]
 
 
+def parts(knobs):
+    """The parts of a block that merge."""
+    asked = {"attn1": knobs.merge_self, "attn2": knobs.merge_cross, "ff": knobs.merge_mlp}
+    return [part for part, on in asked.items() if on]
+
+
+def touched(unet, grid, knobs):
+    """Names of the modules that it can save work in."""
+    return [f"{name}.{part}" for name, _, _ in active(unet, grid, knobs) for part in parts(knobs)]
+
+
 @contextmanager
 def attach(pipe, knobs, context):
     """Modifications, in every active block; none when nothing would merge:
      - block.forward, and forward of attn1, attn2 and ff as far as they merge
     """
-    kind = RecordedMerging if context.trace is not None else Merging
-    asked = {"attn1": knobs.merge_self, "attn2": knobs.merge_cross, "ff": knobs.merge_mlp}
-    wanted = [part for part, on in asked.items() if on]
-    matches = {}
+    kind = own(RecordedMerging if context.trace is not None else Merging, context, KEY, "prepare", "fewer", "all")
+    wanted, matches = parts(knobs), {}
     with ExitStack() as exits:
         for name, block, size in active(pipe.unet, context.grid, knobs) if wanted else []:
             key = (name.partition(".attentions.")[0], size) if knobs.share else name

@@ -129,6 +129,12 @@ class Ask:
         told["more"] = ", ".join(map(stack_text, rest))
         return [told[name] for name in self.controls]
 
+    def settings(self, request):
+        """The same, with the sizes that the request's model has to choose from."""
+        values = dict(zip(self.controls, self.values(request), strict=True))
+        values["size"] = self.sizes(MODELS[request.model], request.size)
+        return list(values.values())
+
 
 def method_knobs(told, method):
     """One method's Knobs with the values of its controls, unchecked."""

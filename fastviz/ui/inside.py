@@ -77,12 +77,12 @@ class Inside(Work):
         super().__init__("look inside")
         self.megabytes = megabytes
         self.job, self.asked = job, [row for _, row in sorted(job.rows.items()) if row.image is not None]
-        self.views, self.traces, self.blocks, self.words, self.place = [], {}, [], [], (0, 0, 1)
+        self.views, self.traces, self.blocks, self.words, self.place, self.folder = [], {}, [], [], (0, 0, 1), None
 
     def compute(self):
         from ..patch import transformer_blocks
 
-        self.folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
+        self.folder = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR")))
         request, pipe = self.job.request, models.load(self.job.request.model)
         side = request.size // pipe.vae_scale_factor
         self.blocks = [(name, block_label(name, size)) for name, _, size in transformer_blocks(pipe.unet, (side, side))]

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from ..models import BadModel, load
-from ..store import archive, query, recipe
+from ..request import BadRequest
+from ..store import archive, files, query, recipe
 from . import health, worker
 from .board import shown, span, waiting, where
 
@@ -21,15 +22,22 @@ LOST = threading.Event()  # set when the device stopped answering: this process 
 GONE = "The device stopped answering. The server ends now, and this page comes back when it is started again."
 
 
+def able():
+    """BadRequest where no new work can be done."""
+    if LOST.is_set():
+        raise BadRequest("model", GONE)
+
+
 class Work:
     """Something under way in a thread of its own, so that it can be watched and stopped while it computes.
 
-    state: "running", then "finished", "stopped" or "failed"; told: whether the page shows the end.
+    state: "running", then "finished", "stopped" or "failed"; told: whether the page shows the end; between: called by long
+    work where others may have their turns.
     """
 
     def __init__(self, name):
         self.state, self.sentence, self.told, self.fresh = "running", "Loading the model", False, True
-        self.stop, self.changed = threading.Event(), threading.Event()
+        self.stop, self.changed, self.between = threading.Event(), threading.Event(), lambda: None
         visitor = contextvars.copy_context()  # a lent GPU is asked for in the visitor's name
         self.thread = threading.Thread(target=visitor.run, args=(self.work,), name=name, daemon=True)
 
@@ -85,14 +93,14 @@ class Work:
 
 class Job(Work):
     """A request's comparison. rows: the last Row per index; views: what the page shows of each; log_prompt: whether the
-    log may tell the prompt."""
+    log may tell the prompt; files: as store.files gives them, once packed."""
 
     def __init__(self, request, log_prompt=False):
         super().__init__("comparison")
         self.log_prompt = log_prompt
         self.request, self.recipe, self.query = request, recipe(request), query(request)
         self.views = [waiting(i, stack) for i, stack in enumerate(request.methods)]
-        self.rows, self.progress, self.environment = {}, None, {}
+        self.rows, self.progress, self.environment, self.files = {}, None, {}, {}
         self.measured = time.strftime("%Y-%m-%d %H:%M %Z")
 
     def compute(self):
@@ -134,12 +142,17 @@ class Job(Work):
         return told | {"failed_rows": [row.stack for row in self.rows.values() if row.error]}
 
     def take(self, row):
-        self.rows[row.index] = row
+        """Counts a row that was computed just now, and shows it."""
         if row.error:
             health.ROWS.labels("failed").inc()
         else:
-            health.took(row.run)
+            run = row.run  # a worker's stays there
+            health.took(*((run.text, sum(run.steps), run.decode) if run else ()))
             health.note("LPIPS", reason if isinstance(reason := row.metrics["lpips"], str) else "")
+        self.place(row)
+
+    def place(self, row):
+        self.rows[row.index] = row
         self.views[row.index] = shown(row, self.recipe, self.views[row.index])
         self.fresh = True
         self.changed.set()
@@ -172,7 +185,8 @@ class Job(Work):
         try:
             folder = tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])
             path = Path(folder, f"fastviz-seed-{self.request.seed}.zip")
-            path.write_bytes(archive(self.request, rows, self.environment))
+            self.files = files(self.request, rows, self.environment)
+            path.write_bytes(archive(self.files))
             health.note("archive", "")
             return str(path), ""
         except Exception as error:  # the pictures on the page must outlive whatever goes wrong with their copy
@@ -180,3 +194,14 @@ class Job(Work):
             told = f"There is no archive to download: {'the disk is full' if disk_full(error) else 'the server log says why'}."
             health.note("archive", told)
             return None, told
+
+
+class Opened(Job):
+    """A comparison that is done, with its pictures and numbers: nothing is run, and nothing counted."""
+
+    def __init__(self, request, rows, environment):
+        super().__init__(request)
+        for row in rows:
+            self.place(row)
+        self.environment, self.told = environment, True
+        self.state = "finished" if len(rows) == len(request.methods) else "stopped"

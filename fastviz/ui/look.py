@@ -5,7 +5,8 @@ from pathlib import Path
 import gradio as gr
 
 WEB = Path(__file__).parent / "web"
-SCRIPTS = ("dom.js", "cards.js", "slider.js", "table.js", "scatter.js", "recipe.js", "inside.js", "lost.js", "page.js")
+SCRIPTS = ("dom.js", "cards.js", "slider.js", "table.js", "scatter.js", "recipe.js", "inside.js", "why.js", "sweep.js", "history.js",
+           "lost.js", "page.js")
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "DejaVu Sans", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 

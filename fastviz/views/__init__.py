@@ -1,6 +1,7 @@
 """What there is to see -> pictures and text: pure functions, one file per kind. They know Rows and records, no method."""
 
 from .activity import activity, strip, work
+from .breakdown import breakdown
 from .frames import animation, frames, kinds, looks, point, sheet, words
 from .reuse import one_reuse, schedules
 from .saved import saved

@@ -1,0 +1,204 @@
+"""Runs a Plan, picture by picture, and never the same one twice: what is finished is kept under a hash of all that it
+depends on, so that a sweep goes on where it stopped, and only on the device and versions that it was begun with."""
+
+import csv
+import hashlib
+import io
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from .. import cost, fitted, metrics, models
+from ..compare import environment, lane_of, prepare, sentence
+from ..patch import Refused
+from ..request import BadRequest, stack_text
+from ..run import Lost, Stopped, generate
+from ..store import recipe
+from .history import SWEEP
+from .plan import again
+from .statistics import front, intervals
+
+TIMED = ("device", "dtype", "attention kernel", "threads", "torch", "diffusers")  # what a time depends on
+FIGURES = ("seconds", "speedup", "lpips", "psnr", "ssim", "match", "gflop")
+MEDIANS = ("seconds", "speedup")  # of several runs; the other figures are means
+EQUAL = 100.0  # dB that stand for pictures without any difference
+
+
+@dataclass
+class Sweep:
+    """A Plan on one device. cells: {(variant, unit): plain values or None} by their indices; keys: the same of hashes."""
+    plan: object
+    environment: dict
+    keys: dict
+    cells: dict = field(default_factory=dict)
+
+    @property
+    def id(self):
+        return hashlib.sha256(json.dumps(sorted(self.keys.values())).encode()).hexdigest()[:32]
+
+
+def key_of(request, weights, told):
+    """The hash of all that a picture and its time depend on."""
+    return hashlib.sha256(json.dumps([recipe(request), weights, told], sort_keys=True).encode()).hexdigest()
+
+
+def prepared(plan, pipe):
+    """The Sweep of a plan on this machine, nothing of it run."""
+    told = {name: value for name, value in environment(pipe).items() if name in TIMED}
+    folder = fitted.folder(pipe)
+    weights = folder and fitted.weights(folder)
+    keys = {(v, u): key_of(variant.request(plan, *unit), weights, told)
+            for u, unit in enumerate(plan.units) for v, variant in enumerate(plan.variants)}
+    return Sweep(plan, told, keys)
+
+
+def run(plan, history, owner, on_progress=lambda done, cells, step, steps: None, stop=None):
+    """Yields the Sweep at once and after each finished cell, the same object; cells that were kept come first, at no cost.
+
+    on_progress(finished cells, all cells, step, steps): before and after every step. A cell that cannot be run has an
+    "error". The sweep is in the history from its start on, so that its cells are safe there.
+    Raises run.Stopped, run.Lost, models.BadModel.
+    """
+    pipe = models.load(plan.model)
+    sweep = prepared(plan, pipe)
+    sweep.cells = {place: history.cell(key) for place, key in sweep.keys.items()}
+    first = plan.variants[0].request(plan, *plan.units[0])
+    told = {"recipe": recipe(first), "environment": sweep.environment, "plan": plan.plain(), "keys": list(sweep.keys.values())}
+    history.enter(f"{owner_mark(owner)}{sweep.id}"[:40], owner, SWEEP, first, json.dumps(plan.plain()), sweep.environment, told, 0)
+    yield sweep
+    for (v, u), key in sweep.keys.items():
+        if sweep.cells[v, u] is None:
+            done = sum(cell is not None for cell in sweep.cells.values())
+            sweep.cells[v, u] = cell(pipe, sweep, v, u, history, lambda i, n, done=done: on_progress(done, len(sweep.keys), i, n), stop)
+            yield sweep
+
+
+def kept(history, told):
+    """The Sweep that an entry of the history tells of, as far as it is finished; nothing is run or loaded."""
+    plan = again(told["plan"])
+    places = [(v, u) for u in range(len(plan.units)) for v in range(len(plan.variants))]
+    keys = dict(zip(places, told["keys"], strict=True))
+    return Sweep(plan, told["environment"], keys, {place: history.cell(key) for place, key in keys.items()})
+
+
+def owner_mark(owner):
+    """Two visitors' equal sweeps are two entries."""
+    return hashlib.sha256(owner.encode()).hexdigest()[:8]
+
+
+def cell(pipe, sweep, v, u, history, on_step, stop):
+    """Runs one cell and keeps it -> its plain values. What only this moment is to blame for is not kept."""
+    plan, key = sweep.plan, sweep.keys[v, u]
+    request = plan.variants[v].request(plan, *plan.units[u])
+    try:
+        reference = reference_of(sweep, v, u, history)
+        told, image = measured(pipe, request, plan.variants[v].stack, reference, on_step, stop)
+    except (Stopped, Lost):
+        raise
+    except (Refused, BadRequest) as error:
+        told, image = {"error": str(error)}, None
+    except Exception as error:
+        return {"error": sentence(error, "This picture", request)}
+    history.finish(key, told, image)
+    return told
+
+
+def reference_of(sweep, v, u, history):
+    """The full model's picture for the same settings, or None when this is it."""
+    plan = sweep.plan
+    wanted = plan.variants[v]
+    f = next(i for i, other in enumerate(plan.variants) if other.general == wanted.general)  # the full model comes first
+    if f == v:
+        return None
+    if "seconds" not in (sweep.cells[f, u] or {}):
+        raise BadRequest("sweep-rows", "The full model, which this picture is measured against, could not be run.")
+    with Image.open(history.picture_of(sweep.keys[f, u])) as image:
+        return image.convert("RGB")
+
+
+def measured(pipe, request, stack, reference, on_step, stop):
+    """(plain values, picture) of one run. `reference`: what it is measured against, None for itself."""
+    lane = lane_of(1, stack, request)
+    prepare(pipe, request, lane, [], stop)
+    on_step(0, lane.steps)
+    run = generate(pipe, request, stack, lane.steps, on_step=on_step, stop=stop)
+    counts = cost.flops(pipe, request, stack, lane.steps)
+    score = metrics.score(reference or run.image, run.image, request.prompt, request.model)
+    told = {name: score[name] for name in ("lpips", "psnr", "ssim", "match")}
+    told["psnr"] = min(EQUAL, told["psnr"])
+    figures = {name: value for name, value in told.items() if isinstance(value, float)}
+    return {"error": None, "steps": lane.steps, "seconds": run.seconds, "text": run.text, "denoising": sum(run.steps), "decoder": run.decode,
+            "gflop": cost.total(counts) / 1e9, "peak_bytes": run.peak_bytes, "lpips_name": score["lpips_name"], **figures,
+            "reasons": {name: value for name, value in told.items() if name not in figures}}, run.image
+
+
+# What came out
+
+def figures(sweep):
+    """[{"at", "stack", "figures": {name: (value, low, high) or None}, "pictures": finished cells, "front"}] per variant:
+    medians of times, means of the rest, 95 % intervals from a bootstrap paired over prompts and seeds. speedup: the full
+    model's time of the same prompt and seed over this one's. front: nothing else is as fast and as close."""
+    plan, units = sweep.plan, len(sweep.plan.units)
+    cells = [[sweep.cells.get((v, u)) or {} for u in range(units)] for v in range(len(plan.variants))]
+    full = [next(i for i, other in enumerate(plan.variants) if other.general == variant.general) for variant in plan.variants]
+    for v, row in enumerate(cells):
+        cells[v] = [told | {"speedup": cells[full[v]][u]["seconds"] / told["seconds"]}
+                    if "seconds" in told and "seconds" in cells[full[v]][u] else told for u, told in enumerate(row)]
+    found = {name: intervals([[told.get(name, np.nan) for told in row] for row in cells], np.nanmedian if name in MEDIANS else np.nanmean)
+             for name in FIGURES}
+    best = front([(one and one[0], other and other[0]) for one, other in zip(found["seconds"], found["lpips"])])
+    return [{"at": dict(variant.at), "stack": variant.stack, "figures": {name: found[name][v] for name in FIGURES},
+             "pictures": sum("seconds" in told for told in cells[v]), "front": v in best} for v, variant in enumerate(plan.variants)]
+
+
+def variables(plan):
+    """{variable: its values as text, in order}, with "row", "prompt" and "seed"; those of one value too."""
+    found = {}
+    for variant in plan.variants:
+        for name, value in variant.at:
+            found.setdefault(name, {})[value] = None
+    return {name: list(values) for name, values in found.items()} | {"prompt": list(plan.prompts), "seed": list(map(str, plan.seeds))}
+
+
+def table(sweep):
+    """One aligned line per variant, then what the figures are and where they were timed."""
+    names = [name for name in variables(sweep.plan) if name not in ("prompt", "seed")]
+    lines = [[*names, "pictures", "seconds", "times as fast", "LPIPS", "PSNR", "match", "GFLOP", ""]]
+    for row in figures(sweep):
+        told = [spelled(row["figures"][name], digits) for name, digits in (("seconds", 3), ("speedup", 2), ("lpips", 3), ("psnr", 1), ("match", 2))]
+        work = row["figures"]["gflop"]
+        lines.append([*(row["at"].get(name, "-") for name in names), str(row["pictures"]), *told, f"{work[0]:.1f}" if work else "-", "front" if row["front"] else ""])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+    errors = dict.fromkeys(told["error"] for told in sweep.cells.values() if told and told["error"])
+    text += [f"Medians of times, means of the rest, with 95 % intervals over {len(sweep.plan.units)} pairs of prompt and seed.",
+             "Timed on " + ", ".join(f"{name} {value}" for name, value in sweep.environment.items()) + ".", *errors]
+    return "\n".join(text)
+
+
+def spelled(figure, digits):
+    if figure is None:
+        return "-"
+    value, low, high = figure
+    return f"{value:.{digits}f}" + ("" if low is None else f" ({low:.{digits}f} to {high:.{digits}f})")
+
+
+def cells_csv(sweep):
+    """One line per picture as CSV text: where it is, what was measured, on what. Times in s."""
+    names = [name for name in variables(sweep.plan) if name not in ("prompt", "seed")]
+    measured = ("steps", "seconds", "text", "denoising", "decoder", "gflop", "peak_bytes", "lpips", "lpips_name", "psnr", "ssim", "match", "error")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*names, "prompt", "seed", *measured, *TIMED], extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for (v, u), told in sweep.cells.items():
+        prompt, seed = sweep.plan.units[u]
+        writer.writerow((told or {}) | dict(sweep.plan.variants[v].at) | {"prompt": prompt, "seed": seed} | sweep.environment)
+    return text.getvalue()
+
+
+def plain(sweep):
+    """The variants' figures as values that json writes."""
+    return {"plan": sweep.plan.plain(), "environment": sweep.environment,
+            "variants": [row | {"stack": stack_text(row["stack"])} for row in figures(sweep)]}

@@ -1,0 +1,45 @@
+"""Settings that come back: from a link, or from the recipe in a picture that was saved here."""
+
+import json
+
+import gradio as gr
+
+from .. import store
+from ..request import BadRequest
+from .parts import IDLE, refused
+
+
+class Restore:
+    """Handlers that give the progress line and then the controls. profile: what this installation allows."""
+
+    def __init__(self, profile, ask):
+        self.profile, self.ask = profile, ask
+
+    def from_recipe(self, text):
+        """The controls as a picture's recipe tells. Only its text came here, never the picture."""
+        return self.restored(lambda: store.read_recipe(parse(text)), "Settings restored from the picture.")
+
+    def from_link(self, request: gr.Request):
+        """The controls as the page's address tells; without a prompt in it, they stay as they are."""
+        told = {name: value for name, value in dict(request.query_params).items() if not name.startswith("__")}
+        if "prompt" in told:
+            return self.restored(lambda: store.from_query(told), "Settings restored from the link.")
+        return IDLE, *[gr.skip()] * len(self.ask.controls)
+
+    def restored(self, read, sentence):
+        try:
+            values = self.ask.settings(self.profile.check(read()))
+        except BadRequest as refusal:
+            return refused(refusal, "These settings cannot be restored. "), *[gr.skip()] * len(self.ask.controls)
+        return {**IDLE, "state": "restored", "sentence": f"{sentence} Press Run."}, *values
+
+
+def parse(text):
+    """A recipe's JSON text -> dict. BadRequest when it is something else."""
+    try:
+        told = json.loads(text) if isinstance(text, str) and len(text) <= 20_000 else None
+    except (ValueError, RecursionError):
+        told = None
+    if not isinstance(told, dict):
+        raise BadRequest("recipe", "This picture holds no recipe that can be read.")
+    return told

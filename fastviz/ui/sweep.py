@@ -1,0 +1,165 @@
+"""Sweeps on the page: the controls, the work, and what the page shows of it."""
+
+import dataclasses
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+import gradio as gr
+
+from ..explore import plan as planning
+from ..explore.history import thumb
+from ..request import PROMPT_LENGTH, BadRequest
+from . import health
+from .ask import CHOSEN
+from .job import Work
+
+log = logging.getLogger(__name__)
+VARIED = 3  # settings that can vary at once
+SHOWS = 20  # times that the page is drawn anew during a sweep: drawing takes time from what is being timed
+
+
+def knobs():
+    """[(label, variable)] of all that can vary."""
+    found = [(f"{method.TITLE}: {field.name.replace('_', ' ')}", f"{method.KEY}.{field.name}")
+             for method in CHOSEN for field in dataclasses.fields(method.Knobs)]
+    return found + [(f"All rows: {name}", name) for name in planning.GENERAL]
+
+
+class Controls:
+    """What a sweep asks beside the page's own prompt, steps, guidance, size and model, in the bounds of a profile."""
+
+    def __init__(self, profile):
+        self.profile, self.all = profile, []
+        with gr.Column(elem_id="ask-vary"):
+            self.varied()
+        with gr.Row(elem_classes="vary"):
+            self.add(gr.Textbox("", label="Prompts", lines=2, max_lines=6, placeholder="one a line; empty takes the prompt above", elem_id="ask-prompts"))
+            self.add(gr.Textbox("0-2", label="Seeds", max_lines=1, placeholder="0-3 or 1,5,9", elem_id="ask-seeds"))
+        self.add(gr.Textbox("", label="Rows", max_lines=1, placeholder="empty takes one for each method that varies", elem_id="ask-sweep-rows",
+                            info="As on the command line, such as tome, tome+attention_reuse. "
+                                 f"A sweep may have {profile.sweep_cells} pictures here."))
+
+    def varied(self):
+        for i, (name, values) in enumerate([("tome.ratio", "0.2, 0.4, 0.6"), (None, ""), (None, "")][:VARIED]):
+            with gr.Row(elem_classes="vary"):
+                self.add(gr.Dropdown(knobs(), value=name, label="What varies" if i == 0 else "And", elem_id=f"ask-vary-{i}"))
+                self.add(gr.Textbox(values, label="Values", max_lines=1, placeholder="0.2, 0.4 or 0.1:0.9:0.2", elem_id=f"ask-values-{i}"))
+
+    def add(self, component):
+        self.all.append(component)
+
+    def plan(self, values, told):
+        """The checked Plan. values: of these controls; told: of the page's own, by name."""
+        *varied, prompts, seeds, rows = values
+        vary = []
+        for name, text in zip(varied[::2], varied[1::2]):
+            if name and not (isinstance(name, str) and isinstance(text, str) and len(text) <= 1000):
+                raise BadRequest("vary", "Choose what varies, and write its values as text.")
+            vary += [f"{name}={text}"] if name else []
+        if not all(isinstance(text, str) and len(text) <= 60 * PROMPT_LENGTH for text in (prompts, seeds, rows)):
+            raise BadRequest("vary", "Prompts, seeds and rows must be text.")
+        lines = [line for line in prompts.splitlines() if line.strip()] or [told["prompt"]]
+        settings = {name: told[name] for name in ("model", *planning.GENERAL)}
+        try:
+            plan = planning.read_plan(lines, seeds, rows, vary, self.profile.sweep_cells, **settings)
+            for variant in plan.variants:
+                self.profile.check(variant.request(plan, *plan.units[0]))
+        except BadRequest as refusal:
+            raise BadRequest(refusal.field.replace("methods", "vary"), str(refusal)) from None
+        return plan
+
+
+class Sweeping(Work):
+    """A sweep under way; what was finished before, in whatever process, is there at once."""
+
+    def __init__(self, plan, history, owner):
+        super().__init__("sweep")
+        self.plan, self.history, self.owner = plan, history, owner
+        self.sweep, self.place, self.thumbs, self.counted, self.before = None, (0, 1, 0, 1), {}, set(), 0
+
+    def compute(self):
+        from ..explore import sweep as sweeping
+
+        shown = 0
+        for i, self.sweep in enumerate(sweeping.run(self.plan, self.history, self.owner, self.watch, self.stop.is_set)):
+            self.collect()
+            self.count(i == 0)
+            if i == 0 or (i - shown) * SHOWS >= len(self.sweep.keys):
+                self.fresh, shown = True, i
+                self.changed.set()
+            if i:
+                self.between()
+
+    def count(self, before):
+        """Counts the pictures that are new as timed runs. before: whether they were there when the sweep began."""
+        for place, told in self.sweep.cells.items():
+            if told and place not in self.counted:
+                self.counted.add(place)
+                if before:
+                    self.before += 1
+                elif told["error"]:
+                    health.ROWS.labels("failed").inc()
+                else:
+                    health.took(told["text"], told["denoising"], told["decoder"])
+
+    def facts(self):
+        """What was asked, without prompts, and how much of it is done."""
+        rows, vary = self.plan.plain()["rows"], {name: list(values) for name, values in self.plan.vary}
+        return {"model": self.plan.model, "rows": rows, "vary": vary, "prompts": len(self.plan.prompts), "seeds": len(self.plan.seeds),
+                "pictures": len(self.plan.variants) * len(self.plan.units), "finished": len(self.counted), "from_before": self.before}
+
+    def collect(self):
+        """Small copies of the pictures that are new."""
+        from ..store import picture_at
+
+        for place, told in list(self.sweep.cells.items()):
+            if told and place not in self.thumbs and (image := picture_at(self.history.picture_of(self.sweep.keys[place]))):
+                self.thumbs[place] = thumb(image)
+
+    def watch(self, done, cells, step, steps):
+        self.place, self.sentence = (done, cells, step, steps), f"Picture {done + 1} of {cells}: step {step} of {steps}"
+        self.changed.set()
+
+    def status(self):
+        """The progress line."""
+        told = {"state": self.state, "sentence": self.sentence, "share": None, "left": "", "row": None, "step": None}
+        done, cells, step, steps = self.place
+        if self.state == "running":
+            return told | {"share": (done + step / steps) / cells}
+        if self.before and self.state == "finished":
+            told["sentence"] += f" {self.before} of {len(self.sweep.keys)} pictures were there from before, with the times of then."
+        if self.sweep and (bad := sum(bool(cell and cell["error"]) for cell in self.sweep.cells.values())):
+            told["sentence"] += f" {bad} pictures could not be made: their places say why."
+        return told | ({"sentence": "Stopped. What was finished is kept: the same sweep goes on from there."} if self.state == "stopped" else {})
+
+    def board(self):
+        """Everything to draw the grid, the curves and the front from, whichever axes are chosen."""
+        from ..explore import sweep as sweeping
+
+        if self.sweep is None:
+            return None
+        rows, units = sweeping.figures(self.sweep), range(len(self.plan.units))
+        return {"sweep": self.sweep.id, "state": self.state, "variables": sweeping.variables(self.plan), "device": self.sweep.environment,
+                "units": [{"prompt": prompt, "seed": str(seed)} for prompt, seed in self.plan.units],
+                "variants": [{"at": row["at"], "figures": row["figures"], "front": row["front"], "cells": [self.shown(v, u) for u in units]}
+                             for v, row in enumerate(rows)]}
+
+    def shown(self, v, u):
+        told = self.sweep.cells.get((v, u)) or {}
+        return {"thumb": self.thumbs.get((v, u)), **{name: told.get(name) for name in ("seconds", "lpips", "error")}}
+
+    def files(self):
+        """(paths of the tables to take away or None, what went wrong or "")."""
+        from ..explore import sweep as sweeping
+
+        if self.sweep is None:
+            return None, ""
+        try:
+            path = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]), "cells.csv")
+            path.write_text(sweeping.cells_csv(self.sweep))
+            return [str(path)], ""
+        except OSError:  # the pictures on the page must outlive whatever goes wrong with their table
+            log.exception("The table of a sweep could not be written.")
+            return None, "There is no table to download: the server's log says why."
