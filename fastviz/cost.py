@@ -145,7 +145,7 @@ def inside(pipe, request, size, names):
         return counted
 
     outermost = [name for name in names if not any(name != other and (not other or f"{name}.".startswith(f"{other}.")) for other in names)]
-    with lock, on_meta(pipe) as bare, mode, ExitStack() as exits:
+    with lock, on_meta(pipe) as bare, mode, sketch.attach(bare, request, pipe), ExitStack() as exits:
         text, decoder, latents, inputs = ends(bare, request, context, mode)
         for module in map(bare.unet.get_submodule, outermost):
             exits.enter_context(replaced(module, forward=counting(module.forward)))

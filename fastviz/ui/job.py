@@ -138,7 +138,7 @@ class Job(Work):
 
     def facts(self):
         """The settings and the failures; the prompt where the operator wants it."""
-        told = {name: value for name, value in self.recipe.items() if name != "prompt" or self.log_prompt}
+        told = {name: value for name, value in self.recipe.items() if name != "sketch" and (name != "prompt" or self.log_prompt)}
         return told | {"failed_rows": [row.stack for row in self.rows.values() if row.error]}
 
     def take(self, row):

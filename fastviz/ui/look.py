@@ -6,7 +6,7 @@ import gradio as gr
 
 WEB = Path(__file__).parent / "web"
 SCRIPTS = ("dom.js", "cards.js", "slider.js", "table.js", "scatter.js", "recipe.js", "inside.js", "why.js", "sweep.js", "history.js",
-           "lost.js", "page.js")
+           "draw.js", "lost.js", "page.js")
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "DejaVu Sans", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 
@@ -18,7 +18,7 @@ def theme():
 
 
 def styles():
-    return (WEB / "page.css").read_text()
+    return "\n".join((WEB / name).read_text() for name in ("page.css", "draw.css"))
 
 
 def head():

@@ -10,14 +10,14 @@ from scipy.ndimage import distance_transform_edt
 from skimage.feature import canny
 from skimage.morphology import skeletonize
 
-from ... import judge, models, sketch
+from ... import judge, models, sketch, views
 from .. import autoencoder, evaluate, loop, measures, world
 from ..sdxs import chain
 from ..words import OBJECTS
 from . import export, outline
 
 NEAR = 6  # px: an edge that close to a stroke's middle is the stroke's; the white rim around a sticker is 4 px wide
-SHOWN = 8  # scenes in the picture
+SHOWN = 6  # scenes in the picture
 
 
 def agreement(drawing, picture):
@@ -75,10 +75,9 @@ def main(count, steps, guidance):
     for name, pictures in ways.items():
         answer[name] = told(scenes, drawings, pictures)
         print(f"{name:24} {answer[name]}", flush=True)
-    rows = zip(drawings[:SHOWN], ways["with the sketch"], ways["without"])
-    cells = [each.convert("RGB") for row in rows for each in row]
-    texts = [text for scene in scenes[:SHOWN] for text in (scene.caption, "with the sketch", "without")]
+    shown = {name: pictures[:SHOWN] for name, pictures in list(ways.items())[:2]}
+    figure = views.followed(drawings[:SHOWN], shown, [scene.caption for scene in scenes[:SHOWN]])
     loop.WORK.mkdir(parents=True, exist_ok=True)
-    evaluate.sheet(cells, texts, columns=6, side=256).save(loop.WORK / "sketch-samples.png")
+    (loop.WORK / "sketch-samples.png").write_bytes(views.png(figure))
     (loop.WORK / "sketch.json").write_text(json.dumps(answer, indent=1) + "\n")
     print(json.dumps(answer))

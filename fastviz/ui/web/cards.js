@@ -15,9 +15,11 @@
       facts: h("dl", { class: "facts" }),
       save: h("a", { class: "save", hidden: true, title: "Save this picture with its recipe" }, "Save"),
     };
+    part.begin = h("button", { type: "button", class: "begin", hidden: true, title: "Let every row start from this picture",
+      onclick: () => fastviz.start_from(part.picture.src) }, "Start from this");
     part.frame = h("div", { class: "frame" }, part.picture, part.veil, h("div", { class: "bar" }, part.bar));
     part.card = h("article", { class: "card", "data-row": row.index }, part.frame,
-      h("header", {}, part.title, part.save), part.stack, h("p", { class: "line" }, part.time, part.speed), part.facts);
+      h("header", {}, part.title, part.begin, part.save), part.stack, h("p", { class: "line" }, part.time, part.speed), part.facts);
     return part;
   }
 
@@ -48,6 +50,7 @@
       part.picture.src = row.picture;
       part.picture.alt = `Picture by ${name}`;
       part.picture.hidden = false;
+      part.begin.hidden = !fastviz.start_from;
       Object.assign(part.save, { href: row.picture, download: row.file, hidden: false });
     }
     say(part.veil, row.error || (running && !row.picture ? "Running" : row.picture ? "" : WORDS[state] || ""));
