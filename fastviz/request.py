@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from . import given
 from .methods import BY_KEY, METHODS, few_step, method_of, steps_of
@@ -199,8 +199,8 @@ class Request:
     model: str = "stickers"
     methods: tuple | str | None = None
     repeats: int = 3
-    sketch: bytes | None = field(default=None, repr=False)
-    start: bytes | None = field(default=None, repr=False)
+    sketch: bytes | None = dataclasses.field(default=None, repr=False)
+    start: bytes | None = dataclasses.field(default=None, repr=False)
     strength: float = 0.6
 
     def __post_init__(self):

@@ -26,7 +26,7 @@ ARROWS = {
     "profile": {"methods", "models", "request", "sketch"}, "log": set(), "supervise": {"log"},
     "lens": BASE | {"methods"}, "given": set(), "begin": {"given", "patch"}, "sketch": BASE | {"bare", "given", "models"},
     "run": MODELS | {"begin", "lens", "sketch"}, "cost": MODELS | {"bare", "run", "sketch"}, "metrics": {"judge", "models"},
-    "compare": MODELS | {"run", "cost", "metrics"},
+    "glimpse": {"schedulers"}, "compare": MODELS | {"glimpse", "run", "cost", "metrics"},
     "store": MODELS | {"given", "run", "compare", "views"},
     "explore": MODELS | {"run", "cost", "metrics", "compare", "store", "views"},
     "views": {"trace"},

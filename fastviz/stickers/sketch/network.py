@@ -6,7 +6,6 @@ say, so the prompt is not read here, and the residuals are the same with and wit
 middle block; the one without attention is its smallest.
 """
 
-import torch
 from diffusers import ControlNetModel
 
 EMBEDDING = (8, 16, 32, 64)  # channels of the convolutions that bring the sketch to the latents' size

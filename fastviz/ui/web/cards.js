@@ -46,6 +46,9 @@
     part.card.dataset.state = state;
     say(part.title, row.title);
     say(part.stack, row.stack + (row.steps ? ` · ${row.steps} steps` : ""));
+    const glimpse = running && !row.picture && progress.glimpse;
+    part.picture.classList.toggle("aim", !row.picture);
+    if (glimpse) Object.assign(part.picture, { src: glimpse, alt: `What ${name} aims at now`, hidden: false });
     if (row.picture && part.picture.getAttribute("src") !== row.picture) {
       part.picture.src = row.picture;
       part.picture.alt = `Picture by ${name}`;
@@ -53,7 +56,7 @@
       part.begin.hidden = !fastviz.start_from;
       Object.assign(part.save, { href: row.picture, download: row.file, hidden: false });
     }
-    say(part.veil, row.error || (running && !row.picture ? "Running" : row.picture ? "" : WORDS[state] || ""));
+    say(part.veil, row.error || (running && !row.picture ? (part.picture.hidden ? "Running" : "") : row.picture ? "" : WORDS[state] || ""));
     say(part.time, known(row.seconds) ? format.seconds(row.seconds) : row.error ? "" : "–");
     say(part.speed, known(row.seconds) ? speed(row) : "");
     part.speed.classList.toggle("slow", known(row.speedup) && row.speedup < 1);
