@@ -75,7 +75,7 @@ class Sheet:
 def ran(tab):
     tab.page.evaluate("document.body.dataset.state = 'asked'")  # a run of two steps may be over before it is seen
     tab.page.locator("#run").click()
-    assert tab.wait("finished", "failed") == "finished", tab.words
+    assert tab.wait("finished", "failed", "refused") == "finished", tab.words
     uri = tab.page.locator(".card img").first.get_attribute("src")
     return base64.b64decode(uri.partition(",")[2])
 

@@ -12,8 +12,12 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionImg2ImgPipeline
 from PIL import Image, ImageDraw
 
+from test_contract import assert_unchanged, every_stack, fingerprint, raising
+
+from fastviz import __main__ as command
 from fastviz import cost, fitted, given, models, sketch, store
-from fastviz.methods import METHODS, full, sdxs
+from fastviz.cost import total
+from fastviz.methods import METHODS, full, method_of, sdxs
 from fastviz.patch import Refused
 from fastviz.request import BadRequest, Request
 from fastviz.run import generate, noise
@@ -279,12 +283,54 @@ def test_a_damaged_drawing_in_a_recipe_is_refused(text):
     assert told.value.field == "sketch"
 
 
-def test_every_method_runs_with_both_or_says_why_not(tiny_pipe, sketch_home):
+# What every method promises, with a sketch and a start picture too
+
+def given_to(stack):
+    """A request with both, for a stack that can begin at a picture, else with a sketch alone."""
+    return asked(sketch=RING) if any(method_of(knobs).KEY == "olss" and knobs.steps for knobs in stack) else asked(sketch=RING, start=PICTURE)
+
+
+@every_stack
+def test_a_run_with_both_leaves_the_pipeline_as_it_was(tiny_pipe, sketch_home, stack):
+    before, control = fingerprint(tiny_pipe), models.load_control(sketch_home)
+    weights = {name: value.clone() for name, value in control.state_dict().items()}
+    run = generate(tiny_pipe, given_to(stack), stack, STEPS)
+    assert torch.isfinite(run.latents).all()
+    assert not torch.equal(run.latents, generate(tiny_pipe, asked(), stack, STEPS).latents)
+    with raising(tiny_pipe, ZeroDivisionError(), step=1), pytest.raises(ZeroDivisionError):
+        generate(tiny_pipe, given_to(stack), stack, STEPS)
+    assert_unchanged(tiny_pipe, before)
+    assert all(torch.equal(weights[name], value) for name, value in control.state_dict().items())
+    assert "forward" not in vars(control) and "forward" not in vars(control.controlnet_cond_embedding)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.KEY)
+def test_neutral_knobs_are_the_full_model_with_both_too(tiny_pipe, sketch_home, method):
     request = asked(sketch=RING, start=PICTURE)
-    for method in METHODS:
-        for knobs in (method.Knobs(), method.NEUTRAL):
-            try:
-                run = generate(tiny_pipe, request, (knobs,), STEPS if method is not sdxs else 1)
-                assert torch.isfinite(run.latents).all()
-            except Refused as told:
-                assert method.KEY == "olss" and "picture" in str(told)
+    full_run, neutral = (generate(tiny_pipe, request, (knobs,), STEPS) for knobs in (full.Knobs(), method.NEUTRAL))
+    assert torch.equal(full_run.latents, neutral.latents) and neutral.acted == {}
+    assert total(cost.flops(tiny_pipe, request, (method.NEUTRAL,), STEPS)) == total(cost.flops(tiny_pipe, request, FULL, STEPS))
+
+
+# On the command line
+
+QUICK = ["--size", "128", "--steps", "2", "--repeats", "1", "--methods", "full", "--no-history"]
+
+
+def test_the_command_line_takes_both_as_files(tiny_pipe, sketch_home, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(models._loaded, "stickers", tiny_pipe)
+    (tmp_path / "sketch.png").write_bytes(RING)
+    (tmp_path / "start.png").write_bytes(PICTURE)
+    told = ["--sketch", str(tmp_path / "sketch.png"), "--start", str(tmp_path / "start.png"), "--strength", "0.4", "--out", str(tmp_path / "out")]
+    assert command.main(["compare", "a cat", *told, *QUICK]) == 0
+    kept = json.loads((tmp_path / "out/run.json").read_text())["recipe"]
+    assert kept["strength"] == 0.4 and store.read_recipe(kept).sketch == asked(sketch=RING).sketch
+
+
+@pytest.mark.parametrize("more, sentence", (
+    (["--sketch", "nowhere.png"], "nowhere.png cannot be read"), (["--start", __file__], "must be a PNG, JPEG or WebP"),
+    (["--strength", "7", "--start", "START"], "Strength must be a number")))
+def test_the_command_line_refuses_with_a_sentence(tmp_path, capsys, more, sentence):
+    (tmp_path / "start.png").write_bytes(PICTURE)
+    assert command.main(["compare", "a cat", *(str(tmp_path / "start.png") if each == "START" else each for each in more), *QUICK]) == 2
+    assert sentence in capsys.readouterr().err

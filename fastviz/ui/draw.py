@@ -16,17 +16,16 @@ QUICK = few_step.Knobs(solver="dpm", steps=6)  # where no student draws in one s
 
 def asked(told):
     """The pictures among the controls' values, as Request takes them. BadRequest for what is no picture."""
-    start = told.get("start")
-    if start is not None and not isinstance(start, dict):
+    start = told.get("start") or {}  # a place that was emptied holds "" or nothing
+    if not isinstance(start, dict):
         raise BadRequest("start", f"{given.START}.")
-    start = start or {}
     found = {"sketch": picture(told.get("sketch"), "sketch"), "start": picture(start.get("picture"), "start picture")}
     return found | {"strength": start.get("strength")} if found["start"] else found
 
 
 def picture(text, name):
-    """The bytes of a data URI. None stays None."""
-    if text is None:
+    """The bytes of a data URI; None where there is none."""
+    if not text:
         return None
     try:
         return given.from_text(text, name)

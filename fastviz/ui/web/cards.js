@@ -17,9 +17,9 @@
     };
     part.begin = h("button", { type: "button", class: "begin", hidden: true, title: "Let every row start from this picture",
       onclick: () => fastviz.start_from(part.picture.src) }, "Start from this");
-    part.frame = h("div", { class: "frame" }, part.picture, part.veil, h("div", { class: "bar" }, part.bar));
+    part.frame = h("div", { class: "frame" }, part.picture, part.veil, part.begin, h("div", { class: "bar" }, part.bar));
     part.card = h("article", { class: "card", "data-row": row.index }, part.frame,
-      h("header", {}, part.title, part.begin, part.save), part.stack, h("p", { class: "line" }, part.time, part.speed), part.facts);
+      h("header", {}, part.title, part.save), part.stack, h("p", { class: "line" }, part.time, part.speed), part.facts);
     return part;
   }
 
