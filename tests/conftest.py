@@ -113,6 +113,10 @@ def fit_olss(tiny_pipe, folder):
 @pytest.fixture(scope="session")
 def student_files(tiny_pipe, olss_files):
     """The folder of an untrained student of the tiny pipeline, beside it."""
+    return make_student(tiny_pipe, olss_files.parent / "model")
+
+
+def make_student(tiny_pipe, home, vae=None):
     from types import SimpleNamespace
 
     from fastviz import fitted
@@ -121,12 +125,11 @@ def student_files(tiny_pipe, olss_files):
 
     torch.manual_seed(1)
     guide = SimpleNamespace(text=tiny_pipe.text_encoder, tokenizer=tiny_pipe.tokenizer)
-    student = export.pipeline(guide, network.student_of(tiny_pipe.unet), network.small_vae(tiny_pipe.vae))
-    folder = sdxs.path_of(olss_files.parent / "model")
-    student.save_pretrained(folder)
-    with at_home(tiny_pipe, olss_files.parent / "model") as home:
-        (folder / sdxs.ABOUT).write_text(json.dumps({"teacher": fitted.weights(home)}))
-    return folder
+    student = export.pipeline(guide, network.student_of(tiny_pipe.unet), vae or network.small_vae(tiny_pipe.vae))
+    student.save_pretrained(sdxs.path_of(home))
+    with at_home(tiny_pipe, home):
+        (sdxs.path_of(home) / sdxs.ABOUT).write_text(json.dumps({"teacher": fitted.weights(home)}))
+    return sdxs.path_of(home)
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@
 
 import pytest
 import test_contract
-from conftest import at_home, fit_olss
+from conftest import at_home, fit_olss, make_student
 from diffusers import DDIMScheduler
-from folders import make
+from folders import make, tiny_decoder
 
 globals().update({name: value for name, value in vars(test_contract).items() if name.startswith("test_")})
 pytestmark, alone = test_contract.pytestmark, test_contract.alone  # both with the pipeline below
@@ -19,6 +19,8 @@ def tiny_pipe():
 
 @pytest.fixture(scope="module")
 def tiny_home(tiny_pipe, tmp_path_factory):
-    files = fit_olss(tiny_pipe, tmp_path_factory.mktemp("assets") / "stickers" / "model")
-    with at_home(tiny_pipe, files.parent / "model") as folder:
+    home = tmp_path_factory.mktemp("assets") / "stickers" / "model"
+    fit_olss(tiny_pipe, home)
+    make_student(tiny_pipe, home, tiny_decoder())
+    with at_home(tiny_pipe, home) as folder:
         yield folder

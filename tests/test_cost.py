@@ -100,6 +100,7 @@ def test_counting_leaves_everything_alone_and_is_remembered(tiny_pipe, monkeypat
 
 def test_what_is_remembered_is_bounded(tiny_pipe, monkeypatch):
     monkeypatch.setattr(cost, "KEPT", 3)
+    monkeypatch.setattr(cost, "counted", {})
     monkeypatch.setattr(cost, "count", lambda pipe, request, stack, steps: {"steps": steps})
     for steps in range(1, 7):
         cost.flops(tiny_pipe, REQUEST, FULL, steps)

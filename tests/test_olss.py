@@ -457,7 +457,7 @@ def strangers(folder, own):
     return found
 
 
-@pytest.mark.parametrize("model", models.MODELS.values(), ids=lambda model: model.key)
+@pytest.mark.parametrize("model", [model for model in models.MODELS.values() if model.source], ids=lambda model: model.key)
 def test_coefficients_that_are_shipped_belong_to_the_weights_that_are_shipped(model):
     assert strangers(model.folder, DDIMScheduler.from_pretrained(model.folder, subfolder="scheduler")) == {}
 

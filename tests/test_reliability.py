@@ -26,7 +26,7 @@ def bad():
         values = {"prompt": PROMPTS, "model": ("", "../etc", "a/b", None, 3, ["stickers"], {}),
                   "methods": ("nonsense", "tome(ratio=9)", "tome,tome", "full+tome", "tome(", "few_step(match=nothing)", 3, None, {}, "tome," * 900)}
         for value in values.get(field, NUMBERS):
-            if not (field in ("guidance", "size") and value is None) and not (field == "guidance" and value == 1.5):
+            if not (field in ("steps", "guidance", "size", "methods") and value is None) and not (field == "guidance" and value == 1.5):
                 yield field, json.dumps(value)
     for field in ("seed", "steps", "guidance", "size", "repeats"):
         for text in ("NaN", "Infinity", "-Infinity", "1e400"):

@@ -1,11 +1,11 @@
 """The supervisor starts a server again that crashed, gives up where that is useless, and never leaves one behind."""
 
-import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -22,7 +22,7 @@ time.sleep(600)
 """
 
 
-def run(tmp_path, monkeypatch, codes):
+def run(tmp_path, monkeypatch, codes, clock=time.time):
     """keep() with a command that ends with each of `codes` in turn -> (what it returned, its pauses)."""
     script, pauses = tmp_path / "server.py", []
     script.write_text(f"""
@@ -33,7 +33,7 @@ left.write_text("x" * (count + 1))
 code = {codes!r}[count]
 os.kill(os.getpid(), -code) if code < 0 else os._exit(code)
 """)
-    monkeypatch.setattr(time, "sleep", pauses.append)
+    monkeypatch.setattr(supervise, "time", SimpleNamespace(sleep=pauses.append, time=clock))
     return supervise.keep([sys.executable, str(script)]), pauses
 
 
@@ -53,12 +53,7 @@ def test_a_server_that_cannot_begin_is_not(tmp_path, monkeypatch, code):
 
 def test_a_start_that_lasted_is_no_failed_one(tmp_path, monkeypatch):
     now = iter(range(0, 100_000, 1000))  # every look at the clock is much later
-    monkeypatch.setattr(supervise.time, "time", lambda: next(now))
-    logging.disable(logging.CRITICAL)  # it looks at the clock, too
-    try:
-        assert run(tmp_path, monkeypatch, [70, 70, 0]) == (0, [1, 1])
-    finally:
-        logging.disable(logging.NOTSET)
+    assert run(tmp_path, monkeypatch, [70, 70, 0], lambda: next(now)) == (0, [1, 1])
 
 
 @pytest.mark.parametrize("by", (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL), ids=lambda by: by.name)

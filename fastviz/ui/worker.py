@@ -1,6 +1,6 @@
 """What may run in another process than the page's: on ZeroGPU each of these calls is sent to a worker that holds a GPU.
 
-Requests go in and plain data comes out: Rows without their Run, traces of arrays, pictures, sentences. No tensor crosses.
+Requests go in and plain data comes out: Rows whose Run holds no latents, traces of arrays, pictures, sentences. No tensor crosses.
 Warm-up, every timed run, FLOPs and LPIPS happen inside one call. Without ZeroGPU they are ordinary functions.
 """
 
@@ -38,7 +38,7 @@ def rows(request):
 
     yield environment(models.load(request.model))
     for row in compare(request):
-        yield dataclasses.replace(row, run=None)
+        yield dataclasses.replace(row, run=row.run and dataclasses.replace(row.run, latents=None, image=None))
 
 
 def look(request, row, megabytes):
