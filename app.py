@@ -75,9 +75,10 @@ def chosen_profile(args):
     try:
         chosen = profile.load(args.profile)
         if args.host:
-            chosen = dataclasses.replace(chosen, address=args.host, hosts=profile.hosts_of(args.host, chosen.hosts),
-                                         history_shared=chosen.history_shared and profile.near(args.host))
+            chosen = profile.moved(chosen, args.host)
         profile.may_listen(chosen.address)
+        if os.environ.get("FASTVIZ_PASSWORD"):  # more than one person is expected
+            chosen = dataclasses.replace(chosen, history_shared=False)
         if args.model_folder:
             chosen = dataclasses.replace(chosen, models=(*chosen.models, checkpoints.add_folder(args.model_folder)))
     except ValueError as error:

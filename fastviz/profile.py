@@ -1,7 +1,7 @@
 """Deployment profiles: what one installation offers and allows, read from spaces_config.yaml."""
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -118,10 +118,12 @@ def near(address):
         raise ValueError(f"{address} is no address to listen on: use 127.0.0.1 for this machine or 0.0.0.0 for all.") from None
 
 
-def hosts_of(address, hosts):
-    """The names under which a server at `address` may be called: `hosts` on this machine alone; any for others, who know
-    it by names that it cannot know, and who type a password."""
-    return (*hosts, address) if near(address) else ("*",)
+def moved(profile, address):
+    """The profile for a server at another address. On this machine it is called by that name too; others know it by names that
+    it cannot know, type a password, and see nobody else's history."""
+    if near(address):
+        return replace(profile, address=address, hosts=(*profile.hosts, address))
+    return replace(profile, address=address, hosts=("*",), history_shared=False)
 
 
 def may_listen(address):

@@ -142,6 +142,15 @@ def test_what_is_touched_follows_the_settings(tiny_pipe):
     assert all(not name.endswith("transformer_blocks.0") for name in atedm.touched(tiny_pipe.unet, (16, 16), atedm.Knobs()))
 
 
+def test_what_brings_its_own_weights_touches_what_it_replaces(tiny_pipe):
+    """By hand: of 10 s, 6 are the network's, 1 the scheduler's, 2 the decoder's and 1 the text encoder's."""
+    row, full_time = Row(1, "", "", 4), {("linear", "x.attn1"): 6.0, ("scheduler", ""): 1.0, ("decoder", ""): 2.0, ("text", ""): 1.0}
+    for stack, wanted in (("sdxs", 0.9), ("sdxs(decoder=false)", 0.7), ("sdxs(unet=false)", 0.2), ("few_step", 0.7)):
+        assert explain.touched_time(tiny_pipe, REQUEST, parse_stack(stack), row, full_time) == pytest.approx(wanted), stack
+    counts = cost.flops(tiny_pipe, REQUEST, (full.Knobs(),), REQUEST.steps)
+    assert explain.touched_flops(tiny_pipe, REQUEST, parse_stack("sdxs(unet=false)"), row, 128) == pytest.approx(counts["decoder"] / cost.total(counts))
+
+
 def test_steps_are_chosen_of_every_kind_and_stand_for_the_others():
     labels = ["first"] + ["a"] * 9 + ["b"] * 10
     steps = explain.chosen(labels)

@@ -235,9 +235,9 @@ def verdict(told):
     whole = sum(told.seconds.values())
     if told.touched is None:
         kind = max(told.seconds, key=told.seconds.get)
-        return f"Most of the time goes into: {CLASSES[kind].lower()}, {told.seconds[kind] / whole:.0%}."
+        return f"Its largest part: {CLASSES[kind].lower()}, {told.seconds[kind] / whole:.0%} of the time."
     best = f"{told.bound:.2f} times as fast at best" if told.bound < 1000 else "nothing would be left at best"
-    got = f"it is {told.speedup:.2f} times as fast" if told.speedup else "it was not applied"
+    got = "it was not applied" if not told.speedup else f"it is {told.speedup:.2f} times as fast" + (", slower" if told.speedup < 1 else "")
     if told.bound and told.speedup and told.speedup > told.bound:
         got += ", more than that, so these times vary: time more runs"
     own = f", and {told.seconds['own'] / whole:.0%} of its time is its own work" if told.seconds["own"] else ""

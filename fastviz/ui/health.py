@@ -28,8 +28,8 @@ def note(part, sentence):
         faults.pop(part, None)
 
 
-def took(text=0.0, denoising=0.0, decoder=0.0):
-    """Counts one timed run with the seconds of its stages, as far as they are known."""
+def took(text, denoising, decoder):
+    """Counts one timed run with the seconds of its stages."""
     ROWS.labels("timed").inc()
     for stage, seconds in (("text", text), ("denoising", denoising), ("decoder", decoder)):
         STAGES.labels(stage).inc(seconds)

@@ -150,8 +150,7 @@ class Job(Work):
         if row.error:
             health.ROWS.labels("failed").inc()
         else:
-            run = row.run  # a worker's stays there
-            health.took(*((run.text, sum(run.steps), run.decode) if run else ()))
+            health.took(row.run.text, sum(row.run.steps), row.run.decode)
             health.note("LPIPS", reason if isinstance(reason := row.metrics["lpips"], str) else "")
         self.place(row)
 

@@ -85,7 +85,7 @@ class Page:
         each picture would ask for a device of its own."""
         here = not worker.LENT
         self.pictures, look, reasons = pictures.Tab(self), inside.Tab(self), why.Tab(self) if here else None
-        self.further = [look.look] + [reasons.find] * here
+        self.further = [look.look, reasons.find] if here else [look.look]
         self.sweeps = sweep.Tab(self) if here and self.shelf and self.profile.sweep_cells else None
         self.past = history.Tab(self) if self.shelf or self.fault else None
         self.tabs = [tab for tab in (self.pictures, look, reasons, self.sweeps, self.past) if tab]

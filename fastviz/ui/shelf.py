@@ -72,8 +72,9 @@ class Shelf:
             for row in run.get("rows", [])[THUMBS:]:
                 row.pop("thumb", None)
             if run["kind"] == SWEEP:
-                vary = [f"{name} {', '.join(map(str, values))}" for name, values in run.pop("plan")["vary"]]
-                run |= {"keys": len(run["keys"]), "varied": "; ".join(vary)}
+                plan = run.pop("plan")
+                vary = [f"{name} {', '.join(map(str, values))}" for name, values in plan["vary"]]
+                run |= {"keys": len(run["keys"]), "varied": "; ".join(vary), "prompts": len(plan["prompts"])}
         return {"runs": runs, "text": text[:300], "shared": self.shared, "sentence": "", "pair": None} | more
 
     def keep(self, session, job):

@@ -16,6 +16,8 @@ from .ask import CHOSEN
 from .job import Work
 
 log = logging.getLogger(__name__)
+HINT = ("How does a setting change time and pictures? Choose what varies and press Sweep: every value runs on every prompt and "
+        "seed, and the full model too, {} pictures at most. What is finished is kept, so a sweep that was stopped goes on where it was.")
 VARIED = 3  # settings that can vary at once
 SHOWS = 20  # times that the page is drawn anew during a sweep: drawing takes time from what is being timed
 
@@ -32,14 +34,14 @@ class Controls:
 
     def __init__(self, profile):
         self.profile, self.all = profile, []
+        gr.HTML(f"<p class='note'>{HINT.format(profile.sweep_cells)}</p>", apply_default_css=False)
         with gr.Column(elem_id="ask-vary"):
             self.varied()
         with gr.Row(elem_classes="vary"):
-            self.add(gr.Textbox("", label="Prompts", lines=2, max_lines=6, placeholder="one a line; empty takes the prompt above", elem_id="ask-prompts"))
+            self.add(gr.Textbox("", label="Prompts", lines=2, max_lines=6, placeholder="one a line; empty: the page's own", elem_id="ask-prompts"))
             self.add(gr.Textbox("0-2", label="Seeds", max_lines=1, placeholder="0-3 or 1,5,9", elem_id="ask-seeds"))
         self.add(gr.Textbox("", label="Rows", max_lines=1, placeholder="empty takes one for each method that varies", elem_id="ask-sweep-rows",
-                            info="As on the command line, such as tome, tome+attention_reuse. "
-                                 f"A sweep may have {profile.sweep_cells} pictures here."))
+                            info="As on the command line, such as tome, tome+attention_reuse."))
 
     def varied(self):
         for i, (name, values) in enumerate([("tome.ratio", "0.2, 0.4, 0.6"), (None, ""), (None, "")][:VARIED]):

@@ -3,6 +3,8 @@
   const { h, say, format, known } = fastviz;
   let wish = () => {}, parts = null, now = { runs: [] }, count = 0, timer = null;
   const chosen = new Set();
+  const KEPT = "Every comparison and sweep is kept here as soon as it is done. The oldest ones make room for new ones.";
+  const YOURS = "They lie on the server, and this browser alone sees them.";
 
   /** This browser's own name, made up at the first visit. Without storage each visit is somebody new. */
   fastviz.visitor = () => {
@@ -23,11 +25,12 @@
   };
 
   function build(place) {
-    parts = { search: h("input", { type: "search", placeholder: "a word of the prompt, a method, a device", "aria-label": "Search the history",
+    parts = { seek: h("div", { class: "seek" }), search: h("input", { type: "search", placeholder: "a word of the prompt, a method, a device", "aria-label": "Search the history",
       oninput: () => { clearTimeout(timer); timer = setTimeout(() => wish({ do: "search" }), 300); } }),
       both: h("button", { type: "button", onclick: () => wish({ do: "pair", ids: [...chosen] }) }, "Compare two"),
       sentence: h("p", { class: "note", role: "status" }), pair: h("section", { class: "numbers", hidden: true }), list: h("ul", { class: "runs" }) };
-    place.replaceChildren(h("div", { class: "seek" }, parts.search, parts.both), parts.sentence, parts.pair, parts.list);
+    parts.seek.append(parts.search, parts.both);
+    place.replaceChildren(parts.seek, parts.sentence, parts.pair, parts.list);
   }
 
   fastviz.history = (element, value) => {
@@ -36,7 +39,8 @@
     if (!value) return;
     now = value;
     for (const id of chosen) if (!value.runs.some((run) => run.id === id)) chosen.delete(id);
-    say(parts.sentence, value.sentence || (value.runs.length ? "" : parts.search.value ? "Nothing was found." : "Every run is kept here as soon as it is done."));
+    parts.seek.hidden = !value.runs.length && !parts.search.value;
+    say(parts.sentence, value.sentence || (parts.search.value && !value.runs.length ? "Nothing was found." : value.shared ? KEPT : `${KEPT} ${YOURS}`));
     parts.list.replaceChildren(...value.runs.map(entry));
     pair(value.pair);
     choose();
@@ -50,7 +54,7 @@
   const when = (run) => new Date(1000 * run.made).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });
 
   function entry(run) {
-    const rows = run.rows || [], full = rows[0] || {}, name = `“${run.prompt}”, seed ${run.recipe.seed}`;
+    const rows = run.rows || [], full = rows[0] || {}, name = `“${run.prompt}”${run.kind === "comparison" ? `, seed ${run.recipe.seed}` : run.prompts > 1 ? ` and ${run.prompts - 1} more` : ""}`;
     const box = h("input", { type: "checkbox", "aria-label": `Compare ${name}`, onchange: () => { box.checked ? chosen.add(run.id) : chosen.delete(run.id); choose(); } });
     box.checked = chosen.has(run.id);
     box.hidden = run.kind !== "comparison";

@@ -1,7 +1,6 @@
 // The tab "Sweep": a grid of pictures whose axes can be changed, curves with their intervals, and what nothing else beats.
 (() => {
   const { h, svg, format, known } = fastviz;
-  const HINT = "How does a setting change time and pictures? Choose what varies and press Sweep: every value runs on every prompt and seed. What is finished is kept, so a sweep that was stopped goes on where it was.";
   const FIGURES = { seconds: ["Time", format.seconds], speedup: ["Times as fast", format.times], lpips: ["LPIPS", format.lpips], psnr: ["PSNR", format.decibel],
     ssim: ["SSIM", (x) => x.toFixed(3)], match: ["Prompt", (x) => x.toFixed(2)], gflop: ["GFLOP", (x) => x.toFixed(0)] };
   const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f"];
@@ -18,7 +17,7 @@
     place = element.querySelector(".sweep");
     if (!value) {
       now = view = null;
-      place.replaceChildren(h("p", { class: "note" }, HINT));
+      place.replaceChildren();
       return;
     }
     const begun = !now || now.sweep !== value.sweep;

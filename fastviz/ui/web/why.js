@@ -43,6 +43,6 @@
           line("At best", (row) => (known(row.bound) ? format.times(row.bound) : known(row.touched) ? "no end" : "–"), "Amdahl's bound: if all that took no time"),
           line("Measured", (row) => or(row.speedup, format.times)),
           sizes.map((size) => line(`Touches, FLOPs at ${size} px`, (row) => or(row.growth[size], percent), "The same share, of counted operations: how it grows with the picture")))))
-      , h("p", { class: "note" }, "Times at other sizes are not measured here; operations are counted. Attention grows with the square of the tokens, so what works on attention can touch more of a larger picture."));
+      , h("p", { class: "note" }, "Between operations the program itself is at work, and none of the network's operations. The method's own work is what the full model does without. Times at other sizes are not measured here; operations are counted. Attention grows with the square of the tokens, so what works on attention can touch more of a larger picture."));
   }
 })();
