@@ -41,12 +41,11 @@ def fingerprint(data):
 
 
 def lacking(told):
-    """"" or the sentence that says which pictures a recipe or a link only names."""
-    named = [what for name, what in (("sketch", "drawing"), ("start", "start picture")) if str(told.get(name) or "").startswith("sha256:")]
-    if not named:
-        return ""
-    there = " A PNG saved here holds the drawing." if named[0] == "drawing" else ""
-    return f"The {' and the '.join(named)} {'are' if len(named) > 1 else 'is'} not in it, only a hash: give {'them' if len(named) > 1 else 'it'} again for the same pictures.{there}"
+    """"" or the sentences that say which pictures a recipe or a link only names."""
+    hashes = {name for name in ("sketch", "start") if str(told.get(name) or "").startswith("sha256:")}
+    drawing = "The drawing is not in it, only its hash: draw it again, or open a PNG that was saved with it." * ("sketch" in hashes)
+    start = "The start picture is not in it, only its hash: choose it again for the same pictures." * ("start" in hashes)
+    return " ".join(filter(None, (drawing, start)))
 
 
 def read_recipe(told):

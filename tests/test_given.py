@@ -15,13 +15,14 @@ from PIL import Image, ImageDraw
 from test_contract import assert_unchanged, every_stack, fingerprint, raising
 
 from fastviz import __main__ as command
-from fastviz import cost, fitted, given, models, sketch, store
+from fastviz import cost, fitted, given, models, profile, sketch, store
 from fastviz.cost import total
 from fastviz.methods import METHODS, full, method_of, sdxs
 from fastviz.patch import Refused
 from fastviz.request import BadRequest, Request
 from fastviz.run import generate, noise
 from fastviz.stickers.sketch import network
+from fastviz.ui import draw, restore
 
 FULL = (full.Knobs(),)
 STEPS = 4
@@ -260,15 +261,15 @@ def test_a_recipe_holds_the_drawing_and_names_the_start_picture():
     told = json.loads(json.dumps(store.recipe(request)))
     assert store.read_recipe(told) == asked(sketch=RING)
     assert told["start"].startswith("sha256:") and told["strength"] == 0.4
-    assert store.lacking(told) == "The start picture is not in it, only a hash: give it again for the same pictures."
+    assert store.lacking(told) == "The start picture is not in it, only its hash: choose it again for the same pictures."
     assert store.lacking(store.recipe(asked(sketch=RING))) == ""
 
 
 def test_a_link_only_names_both():
     told = dict(urllib.parse.parse_qsl(store.query(asked(sketch=RING, start=PICTURE))))
     assert len(store.query(asked(sketch=RING))) < 300
-    assert store.from_query(told) == asked() and "drawing and the start picture are not in it" in store.lacking(told)
-    assert "A PNG saved here holds the drawing" in store.lacking(dict(urllib.parse.parse_qsl(store.query(asked(sketch=RING)))))
+    assert store.from_query(told) == asked() and store.lacking(told).count("is not in it") == 2
+    assert "open a PNG that was saved with it" in store.lacking(dict(urllib.parse.parse_qsl(store.query(asked(sketch=RING)))))
 
 
 def test_recipes_without_pictures_are_as_they_were():
@@ -334,3 +335,38 @@ def test_the_command_line_refuses_with_a_sentence(tmp_path, capsys, more, senten
     (tmp_path / "start.png").write_bytes(PICTURE)
     assert command.main(["compare", "a cat", *(str(tmp_path / "start.png") if each == "START" else each for each in more), *QUICK]) == 2
     assert sentence in capsys.readouterr().err
+
+
+# On the page
+
+def test_controls_hold_both():
+    for request in (asked(), asked(sketch=RING), asked(start=PICTURE, strength=0.25), asked(sketch=RING, start=PICTURE)):
+        assert asked(**draw.asked(draw.values(request))) == request
+
+
+@pytest.mark.parametrize("told, field", (
+    ({"sketch": 7}, "sketch"), ({"sketch": "data:image/png;base64,%%"}, "sketch"), ({"sketch": {"a": 1}}, "sketch"),
+    ({"start": [1]}, "start"), ({"start": "text"}, "start"), ({"start": {"picture": 7}}, "start"), ({"start": {"picture": "x" * 5_000_000}}, "start"),
+    ({"start": {"picture": f"data:image/png;base64,{given.text(PICTURE)}", "strength": "much"}}, "strength"),
+    ({"start": {"picture": f"data:image/png;base64,{given.text(PICTURE)}"}}, "strength"),
+))
+def test_what_the_page_cannot_have_sent_is_refused(told, field):
+    with pytest.raises(BadRequest) as refusal:
+        asked(**draw.asked(told))
+    assert refusal.value.field == field
+
+
+def test_an_emptied_control_holds_nothing():
+    assert draw.asked({"sketch": "", "start": ""}) == draw.asked({}) == {"sketch": None, "start": None}
+
+
+def test_a_drawing_that_no_model_here_follows_is_left_out_of_restored_settings(sketch_home, monkeypatch):
+    monkeypatch.setattr(restore.sketch, "missing", lambda folder: "There is none.")
+    request, why = restore.followable(asked(sketch=RING, start=PICTURE))
+    assert request == asked(start=PICTURE) and why.startswith("Its drawing is left out")
+    monkeypatch.setattr(restore.sketch, "missing", lambda folder: "")
+    assert restore.followable(asked(sketch=RING)) == (asked(sketch=RING), "")
+    monkeypatch.setattr(profile.sketch, "missing", lambda folder: "There is none.")
+    with pytest.raises(BadRequest, match="There is none") as refusal:
+        profile.load().check(asked(sketch=RING))
+    assert refusal.value.field == "sketch"

@@ -35,8 +35,8 @@ def picture(text, name):
 
 def values(request):
     """What the controls hold for a request: data URIs."""
-    uri = {name: data and f"data:image/png;base64,{given.text(data)}" for name, data in (("sketch", request.sketch), ("start", request.start))}
-    return {"sketch": uri["sketch"], "start": uri["start"] and {"picture": uri["start"], "strength": request.strength}}
+    drawing, start = (data and f"data:image/png;base64,{given.text(data)}" for data in (request.sketch, request.start))
+    return {"sketch": drawing, "start": start and {"picture": start, "strength": request.strength}}
 
 
 class Draw:
@@ -55,7 +55,8 @@ class Draw:
 
     def wire(self, controls):
         if self.sheet and self.follows:
-            self.sheet.submit(self.follow, controls, self.glance, preprocess=False, concurrency_limit=1, trigger_mode="always_last", **PRIVATE)
+            self.sheet.submit(self.follow, controls, self.glance, preprocess=False, concurrency_limit=1,
+                              trigger_mode="always_last", **PRIVATE)
 
     def follow(self, *values):
         """A quick picture of what is drawn now; nothing while something is being timed."""
@@ -77,4 +78,5 @@ class Draw:
             from ..compare import sentence
 
             return {"says": sentence(error, "The quick picture", wanted)}
-        return {"picture": png(found.image), "quick": student, "says": f"{'One step of the student' if student else f'{steps} quick steps'}, {found.seconds:.1f} s"}
+        says = "One step of the student" if student else f"{steps} quick steps"
+        return {"picture": png(found.image), "quick": student, "says": f"{says}, {found.seconds:.1f} s"}

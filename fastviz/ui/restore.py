@@ -1,10 +1,12 @@
 """Settings that come back: from a link, or from the recipe in a picture that was saved here."""
 
+import dataclasses
 import json
 
 import gradio as gr
 
-from .. import store
+from .. import sketch, store
+from ..models import MODELS
 from ..request import BadRequest
 from .parts import IDLE, refused
 
@@ -30,10 +32,18 @@ class Restore:
         """find(): what a recipe or a link tells; read(told): its Request."""
         try:
             told = find()
-            values = self.ask.settings(self.profile.check(read(told)))
+            request, why = followable(read(told))
+            values = self.ask.settings(self.profile.check(request))
         except BadRequest as refusal:
             return refused(refusal, "These settings cannot be restored. "), *[gr.skip()] * len(self.ask.controls)
-        return {**IDLE, "state": "restored", "sentence": " ".join(filter(None, (sentence, store.lacking(told), "Press Run.")))}, *values
+        return {**IDLE, "state": "restored", "sentence": " ".join(filter(None, (sentence, store.lacking(told), why, "Press Run.")))}, *values
+
+
+def followable(request):
+    """(the request, ""), or without its drawing where the model cannot follow one, and the sentence that says so."""
+    if request.sketch and sketch.missing(MODELS[request.model].folder):
+        return dataclasses.replace(request, sketch=None), "Its drawing is left out: this model cannot follow a sketch here."
+    return request, ""
 
 
 def parse(text):
