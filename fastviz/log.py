@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import time
+import traceback
 
 PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}  # what every record has
 
@@ -22,10 +23,18 @@ class Lines(logging.Formatter):
         return json.dumps(told, default=str)
 
 
+def tell_kind(limit=None, file=None, chain=True):
+    """In the place of traceback.print_exc, with which libraries tell of errors: as a line, and without the error's words,
+    because Gradio puts what a visitor sent into them."""
+    kind, _, at = sys.exc_info()
+    logging.getLogger(__name__).error("%s", kind.__name__, extra={"frames": "".join(traceback.format_tb(at, limit))})
+
+
 def begin(level=logging.INFO):
     """Sends all logging and Python's warnings to standard error, as lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines())
     logging.basicConfig(level=level, handlers=[handler])
     logging.captureWarnings(True)
+    traceback.print_exc = tell_kind
     logging.getLogger("httpx").setLevel(logging.WARNING)

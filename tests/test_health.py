@@ -2,6 +2,8 @@
 
 import json
 import logging
+import sys
+import traceback
 import types
 
 import pytest
@@ -89,6 +91,21 @@ def test_a_record_is_one_line_whatever_is_in_it():
     told = json.loads(line)
     assert "\n" not in line and told["message"] == "with more\n\n" and "ValueError: two" in told["traceback"] and told["level"] == "ERROR"
     assert told["time"].endswith("Z") and told["odd"].startswith("<object")
+
+
+def test_an_error_that_a_library_prints_is_a_line_without_its_words(monkeypatch, capsys):
+    """Gradio's words about a call with too few values repeat those that came."""
+    monkeypatch.setattr(traceback, "print_exc", log.tell_kind)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(log.Lines())
+    monkeypatch.setattr(logging.getLogger("fastviz.log"), "handlers", [handler])
+    typed = "a zebra"
+    try:
+        raise ValueError(typed)
+    except ValueError:
+        traceback.print_exc()
+    told = json.loads(capsys.readouterr().err)
+    assert told["message"] == "ValueError" and "test_health.py" in told["frames"] and typed not in str(told)
 
 
 @pytest.fixture
