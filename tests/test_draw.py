@@ -11,7 +11,7 @@ import torch
 from conftest import make_tiny
 from PIL import Image
 from serving import pixels, serve
-from test_browser import Visit, browser, pytestmark  # noqa: F401
+from test_browser import PATIENCE, Visit, browser, pytestmark  # noqa: F401
 
 from fastviz import fitted, given, models, run, sketch, store
 from fastviz.stickers.sketch import network
@@ -103,7 +103,7 @@ def test_a_line_is_followed_carried_and_comes_back_with_the_picture(visit, sketc
     sheet = Sheet(tab)
     assert sheet.drawn() is None and sheet.button("Undo").is_disabled()
     sheet.line((0.2, 0.2), (0.8, 0.3), (0.5, 0.8))
-    tab.page.get_by_text("6 quick steps").wait_for()
+    tab.page.get_by_text("6 quick steps").wait_for(timeout=PATIENCE)
     assert tab.page.locator(".glance img").get_attribute("src").startswith("data:image/png")
     saved, drawing = ran(tab), sheet.drawn()
     request = store.read_png(io.BytesIO(saved))

@@ -18,7 +18,7 @@ def grid(pictures, prompts, title, text, dark=False):
     for axis in cells.flat:
         axis.set_axis_off()
     for axis, prompt in zip(cells[:, 0], prompts):
-        axis.text(0, -0.03, textwrap.fill(prompt, 60), transform=axis.transAxes, va="top", color=theme.faint, fontsize=8, parse_math=False)
+        axis.text(0, -0.03, textwrap.fill(prompt, 36), transform=axis.transAxes, va="top", color=theme.faint, fontsize=8, parse_math=False)
     explain(figure, title, text, theme, 32 * len(pictures))
     return figure
 
