@@ -370,3 +370,18 @@ def test_a_drawing_that_no_model_here_follows_is_left_out_of_restored_settings(s
     with pytest.raises(BadRequest, match="There is none") as refusal:
         profile.load().check(asked(sketch=RING))
     assert refusal.value.field == "sketch"
+
+
+@pytest.mark.parametrize("name, value", (("sketch", "data:image/png;base64,AA"), ("start", {"picture": "AA", "strength": 0.5})))
+def test_a_sweep_that_would_not_follow_is_refused(name, value):
+    import gradio as gr
+
+    from fastviz.ui.sweep import Controls
+
+    with gr.Blocks():
+        controls = Controls(profile.load())
+    values = [part.value for part in controls.all]
+    told = {"prompt": "a cat", "model": "stickers", "steps": 2, "guidance": 3.0, "size": 128}
+    assert controls.plan(values, told | {name: ""}).prompts == ("a cat",)
+    with pytest.raises(BadRequest, match="follows no sketch and starts from no picture"):
+        controls.plan(values, told | {name: value})
