@@ -22,6 +22,7 @@ from fastviz.patch import Refused
 from fastviz.request import BadRequest, Request
 from fastviz.run import generate, noise
 from fastviz.stickers.sketch import network
+from fastviz.trace import Trace
 from fastviz.ui import draw, restore
 
 FULL = (full.Knobs(),)
@@ -385,3 +386,10 @@ def test_a_sweep_that_would_not_follow_is_refused(name, value):
     assert controls.plan(values, told | {name: ""}).prompts == ("a cat",)
     with pytest.raises(BadRequest, match="follows no sketch and starts from no picture"):
         controls.plan(values, told | {name: value})
+
+
+def test_a_look_inside_sees_the_run_that_was_timed(tiny_pipe, sketch_home):
+    request, stack = asked(sketch=RING, start=PICTURE), (full.Knobs(),)
+    trace = Trace()
+    assert torch.equal(generate(tiny_pipe, request, stack, STEPS, trace=trace).latents, generate(tiny_pipe, request, stack, STEPS).latents)
+    assert len(trace.channels["estimate"]) == STEPS and trace.channels["attention.cross"]
