@@ -55,6 +55,9 @@ def asking(commands, name, says):
         parser.add_argument(f"--{number}", help=tells)
     parser.add_argument("--model", help="a key of the table of models")
     parser.add_argument("--methods", help="rows, such as full,tome(ratio=0.4),tome+attention_reuse,few_step(match=tome)")
+    parser.add_argument("--sketch", metavar="FILE", help="a PNG of 256 x 256 px, black on white, that every row follows")
+    parser.add_argument("--start", metavar="FILE", help="a square picture that every row starts from")
+    parser.add_argument("--strength", help="how much of it may change, 0.1 to 1")
     return parser
 
 
@@ -62,10 +65,23 @@ def request_of(args):
     """The Request that the options ask for. Numbers that are none are passed on as they are, for Request to refuse."""
     from .request import Request, read_number
 
-    values = {name: value for name in NUMBERS if (value := getattr(args, name)) is not None}
+    values = {name: value for name in (*NUMBERS, "strength") if (value := getattr(args, name)) is not None}
     values = {name: value if (number := read_number(value)) is None else number for name, value in values.items()}
     values |= {name: value for name in ("model", "methods") if (value := getattr(args, name)) is not None}
+    values |= {name: file_of(name, path) for name in ("sketch", "start") if (path := getattr(args, name)) is not None}
     return Request(args.prompt, **values)
+
+
+def file_of(name, path):
+    """The bytes of a file. BadRequest with a sentence when it cannot be read."""
+    from pathlib import Path
+
+    from .request import BadRequest
+
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise BadRequest(name, f"{path} cannot be read: {error.strerror}.") from None
 
 
 def show(progress):

@@ -1,6 +1,7 @@
 """A pipeline's networks without weights: on the meta device, where an operation costs nothing and only shapes are known."""
 
 import copy
+import functools
 from contextlib import contextmanager
 
 import torch
@@ -22,6 +23,13 @@ def on_meta(pipe):
         networks[key] = {name: part.eval().requires_grad_(False) for name, part in parts.items()}
     with replaced(copy.copy(pipe), **networks[key]) as bare:
         yield bare
+
+
+@functools.cache
+def bare_module(module):
+    """One of diffusers' models of the same configuration, without weights."""
+    with quiet(), torch.device("meta"):
+        return type(module).from_config(module.config).eval().requires_grad_(False)
 
 
 def configuration(pipe):

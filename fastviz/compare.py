@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from . import cost, metrics, models
+from .glimpse import Glimpses
 from .methods import few_step, method_of, steps_of
 from .patch import Refused
 from .request import BadRequest, stack_keys, stack_text
@@ -20,7 +21,7 @@ from .trace import Trace
 
 log = logging.getLogger(__name__)
 KEPT = 256  # rows that are remembered as warm
-warmed = {}  # (model, size, guided, stack) -> seconds per step in its warm-up
+warmed = {}  # (model, size, guided, stack, whether there is a sketch) -> seconds per step in its warm-up
 
 
 @dataclass
@@ -127,7 +128,7 @@ def prepare(pipe, request, lane, lanes, stop):
     stack = tuple(knobs for knobs in lane.stack if method_of(knobs).ROLE != "scheduler")
     if not stack:
         return
-    key = request.model, request.size, guided(pipe, request), stack
+    key = request.model, request.size, guided(pipe, request), stack, request.sketch is not None
     if lane.index == 0 or key not in warmed:
         run = warm(pipe, request, stack, steps=lane.steps, stop=stop)
         if len(warmed) >= KEPT:
@@ -136,7 +137,7 @@ def prepare(pipe, request, lane, lanes, stop):
     lane.pace = warmed[key]
 
 
-def time_once(pipe, request, lane, lanes, on_progress, stop):
+def time_once(pipe, request, lane, lanes, on_progress, stop, on_glimpse):
     """One more run of `lane`. After the first: its FLOPs and metrics."""
     def on_step(i, steps):
         on_progress(progress(lane, lanes, request.repeats, i))
@@ -144,7 +145,8 @@ def time_once(pipe, request, lane, lanes, on_progress, stop):
     on_step(0, lane.steps)
     if not lane.runs:
         prepare(pipe, request, lane, lanes, stop)
-    run = generate(pipe, request, lane.stack, lane.steps, on_step=on_step, stop=stop)
+    look = None if lane.runs or not on_glimpse else Glimpses(lambda picture: on_glimpse(lane.index, picture))
+    run = generate(pipe, request, lane.stack, lane.steps, on_step=on_step, stop=stop, glimpse=look)
     lane.runs.append(run)
     lane.pace = run.seconds / len(run.steps)
     if lane.score is None:
@@ -196,11 +198,12 @@ def row_of(lane, full, repeats):
     return row
 
 
-def compare(request, *, on_progress=None, stop=None):
+def compare(request, *, on_progress=None, stop=None, on_glimpse=None):
     """Runs a Request and yields a Row after each run, the full model's first, then A B C, A B C. A later Row replaces the
     earlier one of the same index. Rows that match another's time begin when all others are done.
 
-    on_progress(Progress): before and after every step; stop(): asked after every step, True raises Stopped here.
+    on_progress(Progress): before and after every step; stop(): asked after every step, True raises Stopped here;
+    on_glimpse(row, picture): now and then in a row's first run, what it aims at, see glimpse.py.
     A row that fails says so in `error`, and the others go on; without the full model there is nothing to compare with,
     and every row says so. Raises models.BadModel when the model cannot be loaded, run.Lost when the device is lost.
     """
@@ -210,17 +213,17 @@ def compare(request, *, on_progress=None, stop=None):
     for group in ([lane for lane in lanes if lane.steps], matching):
         for _ in range(request.repeats):
             for lane in [lane for lane in group if not lane.error]:
-                attempt(pipe, request, lane, lanes, on_progress or (lambda progress: None), stop)
+                attempt(pipe, request, lane, lanes, on_progress or (lambda progress: None), stop, on_glimpse)
                 yield row_of(lane, lanes[0], request.repeats)
                 if lanes[0].error:
                     yield from without_reference(lanes, request.repeats)
                     return
 
 
-def attempt(pipe, request, lane, lanes, on_progress, stop):
+def attempt(pipe, request, lane, lanes, on_progress, stop, on_glimpse):
     """time_once, with any error that other rows survive turned into the lane's sentence."""
     try:
-        time_once(pipe, request, lane, lanes, on_progress, stop)
+        time_once(pipe, request, lane, lanes, on_progress, stop, on_glimpse)
     except (Stopped, Lost):
         raise
     except Exception as error:
@@ -294,8 +297,8 @@ class _Callable(types.ModuleType):
     """This module under its function's name: `from fastviz import compare` gives the same thing, and it can be called,
     whether or not the module was imported before."""
 
-    def __call__(self, request, *, on_progress=None, stop=None):
-        return compare(request, on_progress=on_progress, stop=stop)
+    def __call__(self, request, *, on_progress=None, stop=None, on_glimpse=None):
+        return compare(request, on_progress=on_progress, stop=stop, on_glimpse=on_glimpse)
 
 
 sys.modules[__name__].__class__ = _Callable

@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from . import sketch
 from .bare import configuration, on_meta
 from .methods import attached, method_of
 from .patch import replaced
@@ -96,8 +97,8 @@ def with_past(labels, frozen):
 
 def flops(pipe, request, stack, steps):
     """FLOP of one picture: {"text": F, "steps": (F per step, ...), "decoder": F}. Counted once per model, size, guidance,
-    stack and number of steps; a step that repeats an earlier kind of step is not executed again."""
-    key = configuration(pipe), request.size, guided(pipe, request), stack, steps
+    stack, number of steps and with or without a sketch; a step that repeats an earlier kind of step is not executed again."""
+    key = configuration(pipe), request.size, guided(pipe, request), request.sketch is not None, stack, steps
     with lock:
         if key not in counted:
             if len(counted) >= KEPT:
@@ -110,7 +111,7 @@ def flops(pipe, request, stack, steps):
 def count(pipe, request, stack, steps):
     side, mode = request.size // pipe.vae_scale_factor, Flops()
     context = context_of(pipe, request, steps, (side, side))
-    with on_meta(pipe) as bare, mode, attached(bare, stack, context) as ready:
+    with on_meta(pipe) as bare, mode, attached(bare, stack, context) as ready, sketch.attach(ready, request, pipe):
         text, decoder, latents, inputs = ends(ready, request, context, mode)
         labels = with_past(kinds(stack, steps), context.frozen)
         per_step = count_steps(ready.unet, latents, inputs, context, labels, mode)
@@ -144,7 +145,7 @@ def inside(pipe, request, size, names):
         return counted
 
     outermost = [name for name in names if not any(name != other and (not other or f"{name}.".startswith(f"{other}.")) for other in names)]
-    with lock, on_meta(pipe) as bare, mode, ExitStack() as exits:
+    with lock, on_meta(pipe) as bare, mode, sketch.attach(bare, request, pipe), ExitStack() as exits:
         text, decoder, latents, inputs = ends(bare, request, context, mode)
         for module in map(bare.unet.get_submodule, outermost):
             exits.enter_context(replaced(module, forward=counting(module.forward)))

@@ -52,6 +52,16 @@ def write_hashes(parent):
     Path(parent, HASHES).write_text(json.dumps(table, indent=1) + "\n")
 
 
+def rewrite_hashes(folder):
+    """Replaces the lines of one folder in the hashes.json beside it."""
+    folder = Path(folder)
+    table = folder.parent / HASHES
+    others = json.loads(table.read_text()) if table.exists() else {}
+    others = {name: value for name, value in others.items() if not name.startswith(f"{folder.name}/")}
+    ours = {f"{folder.name}/{name}": value for name, value in hashes(folder).items()}
+    table.write_text(json.dumps(dict(sorted((others | ours).items())), indent=1) + "\n")
+
+
 def check(folder, recorded=False, part=""):
     """Raises BadModel unless `folder` holds exactly the files of the hashes.json beside it, unchanged, and no pickle.
 
@@ -240,11 +250,36 @@ def is_loaded(key, pipe):
 def load_beside(folder):
     """The pipeline in `folder`, which belongs to a model and is none of its own, read again when its files were exchanged.
     BadModel when it is missing or changed."""
+    return fresh_beside(folder, lambda folder: read(Model(folder.name, folder.name, str(folder), 0, (), 1, 1.0, "")))
+
+
+def fresh_beside(folder, read):
+    """What `read` made of a folder, as long as its files stay the same."""
     stamp = tuple((name, Path(folder, name).stat().st_mtime_ns) for name in contents(folder))
     with _lock:
         if _beside.get(folder, (None,))[0] != stamp:
-            _beside[folder] = stamp, read(Model(folder.name, folder.name, str(folder), 0, (), 1, 1.0, ""))
+            _beside[folder] = stamp, read(folder)
         return _beside[folder][1]
+
+
+def load_control(folder):
+    """The ControlNetModel in `folder`, which belongs to a model and is none of its own, read again when its files were
+    exchanged. BadModel when it is missing or changed."""
+    return fresh_beside(folder, read_control)
+
+
+def read_control(folder):
+    check(folder)
+    torchvision_fault()
+    import torch
+    from diffusers import ControlNetModel
+
+    try:
+        control = ControlNetModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=precision(where := device()))
+    except Exception as error:
+        raise BadModel(f"{folder} could not be read ({error}): {again(folder, False)}.") from error
+    control.to(where).eval().requires_grad_(False)
+    return control.to(memory_format=torch.channels_last) if where.type == "cpu" else control
 
 
 def load_clip():

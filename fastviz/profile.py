@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from . import sketch
 from .methods import BY_KEY, METHODS, method_of
 from .models import MODELS
 from .request import REPEATS, ROWS, STEPS, BadRequest, Request
@@ -58,6 +59,8 @@ class Profile:
                 raise BadRequest(field, f"{asked} {what} are too many here: {most} at most.")
         if request.model not in self.models:
             raise BadRequest("model", f"This page offers {', '.join(self.models)} only.")
+        if request.sketch and (sentence := sketch.missing(MODELS[request.model].folder)):
+            raise BadRequest("sketch", sentence)
         for method in (method_of(knobs) for stack in request.methods for knobs in stack):
             if method.KEY not in self.methods:
                 raise BadRequest("methods", f"This page does not offer {method.TITLE}: leave it out.")

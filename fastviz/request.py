@@ -5,6 +5,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
+from . import given
 from .methods import BY_KEY, METHODS, few_step, method_of, steps_of
 from .models import MODELS
 
@@ -12,6 +13,7 @@ PROMPT_LENGTH = 300
 STEPS = (1, 100)
 GUIDANCE = (1.0, 20.0)
 REPEATS = (1, 20)
+STRENGTH = (0.1, 1.0)
 ROWS = 12
 METHODS_LENGTH = 10_000  # characters; the longest text that stack_text writes for ROWS rows is shorter
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
@@ -184,6 +186,10 @@ class Request:
     size: px of the square picture; methods: text such as "full, tome(ratio=0.4), tome+attention_reuse", or a tuple of
     stacks (tuples of Knobs); the full model is always the first row; repeats: how often each row is timed. None is the
     model's own steps, guidance, size and methods, and a model may allow less.
+
+    sketch: None or a PNG of 256 x 256 px, black on white, as bytes, that every row follows; start: None or a square picture,
+    as bytes, that every row begins from; strength: 0.1 to 1, how much of it may change, no matter without one. Both are kept
+    in the form that given.py brings them to.
     """
     prompt: str
     seed: int = 0
@@ -193,6 +199,9 @@ class Request:
     model: str = "stickers"
     methods: tuple | str | None = None
     repeats: int = 3
+    sketch: bytes | None = dataclasses.field(default=None, repr=False)
+    start: bytes | None = dataclasses.field(default=None, repr=False)
+    strength: float = 0.6
 
     def __post_init__(self):
         if not isinstance(self.model, str) or self.model not in MODELS:
@@ -211,8 +220,18 @@ class Request:
             methods=check_methods(model.rows if self.methods is None else self.methods),
         )
         fit_model(model, values["methods"], values["steps"])
+        values |= {name: None if (data := getattr(self, name)) is None else check_given(name, data) for name in ("sketch", "start")}
+        values["strength"] = check_number("strength", "Strength", self.strength, *STRENGTH, float) if values["start"] else Request.strength
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+
+def check_given(name, data):
+    """What given.py makes of a picture from outside."""
+    try:
+        return getattr(given, name)(data)
+    except ValueError as told:
+        raise BadRequest(name, str(told)) from None
 
 
 def check_steps(model, steps):

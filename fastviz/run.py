@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from . import lens, ranges
+from . import begin, lens, ranges, sketch
 from .methods import attached, weights_first
 from .patch import Refused, replaced
 from .trace import Context, Trace
@@ -175,17 +175,18 @@ def turn(stop):
         LOCK.release()
 
 
-def generate(pipe, request, stack, steps, *, on_step=None, stop=None, trace=None, profiled=False):
+def generate(pipe, request, stack, steps, *, on_step=None, stop=None, trace=None, profiled=False, glimpse=None):
     """Runs `stack`, a tuple of Knobs, for `steps` sampling steps -> Run. The picture of the full model is, bit for bit,
     that of `pipe(prompt, height, width, num_inference_steps=steps, guidance_scale=..., latents=noise(pipe, request))`.
 
     on_step(i, steps): called after step i = 1, 2, ..., outside the clock; stop(): asked after every step, True raises
     Stopped; trace: a Trace to fill, and profiled: whether parts are named for a profiler; both cost time. The pipeline is left as it was after any exit.
+    glimpse(pipe, before, after, step): called after a step with the latents around it, outside the clock.
     Raises Failed when memory runs out, Lost when the device stopped answering.
     """
     with turn(stop):
         try:
-            return sample(pipe, request, stack, steps, on_step, stop, trace, profiled)
+            return sample(pipe, request, stack, steps, on_step, stop, trace, profiled, glimpse)
         except (MemoryError, RuntimeError) as error:
             failed = failure(error, request)
             if not failed:
@@ -215,17 +216,19 @@ def free():
         torch.accelerator.empty_cache()
 
 
-def sample(pipe, request, stack, steps, on_step, stop, trace, profiled):
+def sample(pipe, request, stack, steps, on_step, stop, trace, profiled, glimpse):
     start = noise(pipe, request)
     context = context_of(pipe, request, steps, tuple(start.shape[2:]), trace, profiled)
-    pipe = copy.copy(pipe)  # a call leaves its arguments on the pipeline object: let it leave them on a copy
+    clean = None if request.start is None else begin.encoded(pipe, request.start, request.size)  # once, like the noise
+    owner, pipe = pipe, copy.copy(pipe)  # a call leaves its arguments on the pipeline object: let it leave them on a copy
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     weights, rest = weights_first(stack)
     with replaced(pipe, scheduler=scheduler, _progress_bar_config={"disable": True}), \
-            attached(pipe, weights, context) as pipe, lens.attach(pipe, request, context), attached(pipe, rest, context) as ready, \
-            ranges.attach(ready, context):
+            attached(pipe, weights, context) as pipe, sketch.attach(pipe, request, owner), lens.attach(pipe, request, context), \
+            attached(pipe, rest, context) as ready, ranges.attach(ready, context), \
+            begin.attach(ready, request, steps, start, clean) as start:
         memory, clock = Peak(ready.device), Clock(ready.device)
-        latents, image = timed(ready, request, start, clock, context, on_step, stop)
+        latents, image = timed(ready, request, start, clock, context, on_step, stop, glimpse)
         text, *times, decode = clock.spans()
         peak = memory.bytes()
     acted = {key: (len({layer for layer, _ in cells}), len({step for _, step in cells}))
@@ -233,12 +236,14 @@ def sample(pipe, request, stack, steps, on_step, stop, trace, profiled):
     return Run(latents.float().cpu(), image, text, times, decode, acted, peak, dict(context.kept_bytes), trace)
 
 
-def timed(pipe, request, latents, clock, context, on_step, stop):
+def timed(pipe, request, latents, clock, context, on_step, stop, glimpse):
     """The part under the clock: marks around the text encoder, every step and the decoder. -> (last latents, picture)"""
     def step_done(_, i, timestep, tensors):
         nonlocal latents
         clock.mark()
-        latents = tensors["latents"]
+        before, latents = latents, tensors["latents"]
+        if glimpse and i:  # what came in is not scaled yet
+            glimpse(pipe, before, latents, i)
         if on_step:
             on_step(i + 1, context.steps)
         if stop and stop():

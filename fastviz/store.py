@@ -1,6 +1,7 @@
 """A comparison on disk, in an archive, in a PNG and in a link: what was asked, what came out, how to ask it again."""
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
+from . import given
 from .request import BadRequest, Request, methods_text, read_number
 
 CHUNK = "fastviz"  # the keyword of the text chunk in a PNG
@@ -23,8 +25,27 @@ COLUMNS = ("index", "stack", "title", "steps", "repeats", "seconds", "fastest", 
 
 
 def recipe(request):
-    """The request as plain values: what a PNG, a JSON file and a link carry."""
-    return {CHUNK: VERSION, **{name: getattr(request, name) for name in FIELDS}, "methods": methods_text(request.methods)}
+    """The request as plain values: what a PNG and a JSON file carry. Of pictures that came with it the sketch as text, which
+    is small; the start picture as its hash alone."""
+    told = {CHUNK: VERSION, **{name: getattr(request, name) for name in FIELDS}, "methods": methods_text(request.methods)}
+    if request.sketch:
+        told["sketch"] = given.text(request.sketch)
+    if request.start:
+        told |= {"start": fingerprint(request.start), "strength": request.strength}
+    return told
+
+
+def fingerprint(data):
+    """What a picture that is not carried is told apart by."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()[:16]}"
+
+
+def lacking(told):
+    """"" or the sentences that say which pictures a recipe or a link only names."""
+    hashes = {name for name in ("sketch", "start") if str(told.get(name) or "").startswith("sha256:")}
+    drawing = "The drawing is not in it, only its hash: draw it again, or open a PNG that was saved with it." * ("sketch" in hashes)
+    start = "The start picture is not in it, only its hash: choose it again for the same pictures." * ("start" in hashes)
+    return " ".join(filter(None, (drawing, start)))
 
 
 def read_recipe(told):
@@ -35,13 +56,24 @@ def read_recipe(told):
         raise BadRequest("recipe", f"The recipe is incomplete: it lacks {', '.join(missing)}.")
     if not isinstance(told["methods"], str):
         raise BadRequest("methods", "The methods of a recipe must be text such as full,tome.")
-    return Request(**{name: told[name] for name in FIELDS})
+    return Request(**{name: told[name] for name in FIELDS}, sketch=drawing(told.get("sketch")))
+
+
+def drawing(told):
+    """The bytes of the sketch in a recipe; None without one, or where there is only its hash."""
+    if told is None or isinstance(told, str) and told.startswith("sha256:"):
+        return None
+    try:
+        return given.from_text(told, "sketch")
+    except ValueError as refusal:
+        raise BadRequest("sketch", str(refusal)) from None
 
 
 def query(request):
-    """The request as the query string of a permalink."""
+    """The request as the query string of a permalink, the pictures that came with it as hashes."""
     told = recipe(request)
-    return urllib.parse.urlencode({name: told[name] for name in FIELDS})
+    pictures = {name: fingerprint(data) for name in ("sketch", "start") if (data := getattr(request, name))}
+    return urllib.parse.urlencode({name: told[name] for name in FIELDS} | pictures)
 
 
 def from_query(told):

@@ -166,6 +166,12 @@ def test_bench_measures_every_schedule_and_goes_on_where_it_was_stopped(tiny, do
     assert code == 2 and "other settings (fine)" in refused
 
 
+def test_bench_draws_every_schedule_and_what_all_draw_with_equal_steps(tiny, done, home, capsys, tmp_path):
+    code, _, _ = run_bench(capsys, "--prompts", "2", "--figures", str(tmp_path / "figures"))
+    kinds = [f"{search}-{n}-guidance-3-{kind}" for search in ("olss", "olss-p") for n in (2, 3) for kind in ("timesteps", "coefficients", "distance")]
+    assert code == 0 and sorted(path.stem for path in (tmp_path / "figures").iterdir()) == sorted([*kinds, "equal-steps-2", "equal-steps-3"])
+
+
 def test_bench_names_the_command_for_coefficients_that_are_missing(tiny, done, home, capsys):
     tiny.clear()
     assert command.main(["bench", "olss", "--steps", "2,7", "--size", "128"]) == 2

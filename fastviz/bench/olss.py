@@ -12,9 +12,9 @@ from contextlib import closing
 from pathlib import Path
 from statistics import mean, stdev
 
-from .. import fitted, metrics, models
+from .. import fitted, metrics, models, views
 from ..compare import environment
-from ..fit import runs, solvers
+from ..fit import figures, runs, solvers
 from ..fit.inputs import choices, numbers, requests
 from ..fit.olss import NAMES
 from ..fit.work import Work, networks
@@ -25,6 +25,7 @@ from ..run import pictures
 from ..search import prompts, session
 
 SEED = 500_000  # of the prompts, and of the first one's noise; the fit's is below
+SHOWN = 4  # prompts in a picture of equal steps
 FIGURES = ("rmse", "rmse_fine", "lpips", "match")
 
 
@@ -41,6 +42,7 @@ def arguments():
     parser.add_argument("--size", type=int, help="pixels, both ways; by default the model's own")
     parser.add_argument("--batch", type=int, default=4, help="runs side by side")
     parser.add_argument("--out", help="JSON file of the result")
+    parser.add_argument("--figures", help="folder for pictures: of every fitted schedule, and of what all draw with equal steps")
     return parser
 
 
@@ -96,6 +98,30 @@ def measure(pipe, network, asked, compared, full, fine):
 
 
 # What comes out
+
+def drawn(pipe, asked, steps, compared, reference):
+    """Pictures of the first prompts with every number of steps: {steps: {name: [PIL]}}, the full run first."""
+    shown, full = asked[:SHOWN], solvers.reference(dict(pipe.scheduler.config), reference)
+    ways = [(n, "Full run", full) for n in steps] + compared
+    found = {n: {} for n in steps}
+    with closing(Work(len(shown) * (reference + sum(n for n, _, _ in compared)))) as work:
+        network, = networks(pipe, shown, len(shown), work)
+        whole = pictures(pipe, runs.end(full, network))
+        for n, name, scheduler in ways:
+            found[n][name] = whole if scheduler is full else pictures(pipe, runs.end(scheduler, network))
+    return found
+
+
+def illustrate(pipe, args, asked, steps, searches, compared):
+    """Writes the pictures that --figures asks for."""
+    folder = Path(args.figures)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in (olss.path_of(fitted.folder(pipe), search, n, asked[0].guidance) for n in steps for search in searches):
+        figures.write(path, folder)
+    for n, ways in drawn(pipe, asked, steps, compared, args.reference).items():
+        prompts = [each.prompt for each in asked[:SHOWN]]
+        (folder / f"equal-steps-{n}.png").write_bytes(views.png(views.equal_steps(ways, prompts, n)))
+
 
 def summary(records):
     """Means over the prompts: [{"steps", "name", "calls", "rmse", "rmse_error" (standard), "rmse_fine", "lpips", "match"}];
@@ -174,6 +200,8 @@ def main(argv=None):
     records, save = begun(args.out, settings)
     run(pipe, args, asked, compared, records, save)
     records = records[:len(asked)]
+    if args.figures:
+        illustrate(pipe, args, asked, steps, searches, compared)
     rows, name = summary(records), next(iter(next(iter(records[0]["rows"].values())).values()))["lpips_name"]
     print(f"{len(records)} prompts that nothing was fitted to. RMSE: of the last latents to {args.reference} steps of DDIM; "
           f"fine: to {args.fine or 'no'} steps of DPM-Solver++ 2M. {name}: to the picture of the full run. match: what the "

@@ -5,12 +5,11 @@ import json
 from contextlib import closing
 from pathlib import Path
 
-from .. import fitted, models, views
+from .. import fitted, models
 from ..methods import olss
 from ..request import STEPS, BadRequest, check_number
-from ..schedulers import alphas_of, ddim
 from ..search import prompts
-from . import calibrate, solvers
+from . import calibrate, figures, solvers
 from .inputs import choices, numbers, requests
 from .work import Work, networks
 
@@ -84,19 +83,6 @@ def belonging(weights, args, asked, search, fit, lanes):
             "held_out": args.held_out, "anchor": args.anchor, "hold": fit.hold, "refit": fit.refit, "measured": measured}
 
 
-def draw(folder, stem, config, fit, lanes):
-    """Three pictures of one schedule beside the others: timesteps, coefficients, distance from the full run."""
-    alphas = alphas_of(config, range(config["num_train_timesteps"]))[:-1]
-    chosen = {"This schedule": fit.timesteps, "Even": lanes["DDIM"].timesteps}
-    if other := lanes.get("DDIM" + solvers.AYS):
-        chosen["Align Your Steps"] = other.timesteps
-    figures = {"timesteps": views.timesteps(chosen, alphas),
-               "coefficients": views.triangle(fit.coefficients, ddim(alphas_of(config, fit.timesteps))),
-               "distance": views.distance({name: told.gaps for name, told in lanes.items()})}
-    for kind, figure in figures.items():
-        (folder / f"{stem}-{kind}.png").write_bytes(views.png(figure))
-
-
 def schedules(known, n, searches, args, say):
     """Everything with n steps: ({search: Fit}, {name: Measured})."""
     fits, lanes = {}, {}
@@ -124,7 +110,7 @@ def run(pipe, args, asked, steps, searches, folders, work):
             made.append({"steps": n, "search": search, "timesteps": fit.timesteps, "hold": fit.hold, "refit": fit.refit,
                          "file": str(path)})
             if "figures" in folders:
-                draw(folders["figures"], path.stem, config, fit, found[n])
+                figures.write(path, folders["figures"])
     return found, made
 
 

@@ -32,7 +32,7 @@ def read(lesson):
 def stale(lesson, told):
     """Whether a result was made with other weights than those in use, or for another request than the lesson's."""
     asked = recipe(lesson.request())
-    return told["weights"] != weights() or any(told["recipe"][name] != asked[name] for name in asked if name != "repeats")
+    return told["weights"] != weights() or any(told["recipe"].get(name) != asked[name] for name in asked if name != "repeats")
 
 
 @functools.cache

@@ -20,9 +20,12 @@ STAGES = {
     "score": "9: train the student to draw from the teacher's distribution",
     "export-student": "10: write the student to assets/stickers/sdxs, where the app finds it",
     "evaluate-student": "11: figures and pictures of the student beside the teacher, in training/",
+    "sketch": "12: train the network that reads sketches",
+    "export-sketch": "13: write it to assets/stickers/sketch, where the app finds it",
+    "evaluate-sketch": "14: figures and pictures of what it does, in training/",
 }
 TRAINING = {"autoencoder": (8, 1.5e-3), "decoder": (8, 1e-3), "reference": (8, 1e-3), "judge": (24, 2e-3),
-            "teacher": (24, 2e-3), "distil": (8, 4e-4), "student-decoder": (8, 1e-3), "warmup": (16, 2e-4), "score": (8, 2e-5)}  # batch and learning rate for a CPU
+            "teacher": (24, 2e-3), "distil": (8, 4e-4), "student-decoder": (8, 1e-3), "warmup": (16, 2e-4), "score": (8, 2e-5), "sketch": (16, 2e-3)}  # batch and learning rate for a CPU
 
 
 def main():
@@ -53,7 +56,7 @@ def main():
         if name == "evaluate-student":
             stage.add_argument("--count", type=int, default=32, help="prompts for each number of objects")
             stage.add_argument("--repeats", type=int, default=5, help="timed runs of teacher and student, by turns")
-        if name == "evaluate":
+        if name in ("evaluate", "evaluate-sketch"):
             stage.add_argument("--count", type=int, default=64, help="prompts for each number of objects")
             stage.add_argument("--steps", type=int, default=50)
             stage.add_argument("--guidance", type=float, default=3.0)
@@ -63,7 +66,7 @@ def main():
 
 
 def run(args):
-    from . import autoencoder, evaluate, export, judge, sdxs, teacher, world
+    from . import autoencoder, evaluate, export, judge, sdxs, sketch, teacher, world
 
     if args.stage == "atlas":
         world.render_atlas().save(world.ATLAS, quality=92, method=6)
@@ -79,6 +82,8 @@ def run(args):
         teacher.fit(args.minutes, args.batch, args.lr, args.scenes, args.fresh, args.room, args.decay, args.anew)
     elif args.stage == "export":
         export.export()
+    elif args.stage in sketch.STAGES:
+        sketch.run(args)
     elif args.stage in sdxs.STAGES:
         sdxs.run(args)
     else:

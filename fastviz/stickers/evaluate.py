@@ -28,13 +28,17 @@ def prompts(count, seed=30_000_001, objects=1):
     return [world.sample(rng, "heldout", objects) for _ in range(count)]
 
 
+def noise(seed, side=32):
+    """The latents (1, 4, side, side) that a picture starts from."""
+    return torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(seed))
+
+
 def draw(pipe, texts, steps=50, guidance=3.0, size=256, batch=8, seed=0):
     """Pictures (PIL) of `texts`; picture i starts from the noise of seed + i."""
     pictures = []
     for start in range(0, len(texts), batch):
         chunk = texts[start:start + batch]
-        latents = torch.cat([torch.randn(1, 4, size // 8, size // 8, generator=torch.Generator().manual_seed(seed + start + i))
-                             for i in range(len(chunk))])
+        latents = torch.cat([noise(seed + start + i, size // 8) for i in range(len(chunk))])
         pictures += pipe(chunk, num_inference_steps=steps, guidance_scale=guidance, height=size, width=size,
                          latents=latents).images
     return pictures

@@ -41,10 +41,15 @@ def paint(seed, alone, batch=16):
     rng, tokenizer = random.Random(seed), parts.tokenizer()
     while True:
         scenes = [world.sample(rng, "train", rng.choices((0, 1), (4, 96))[0] if alone else None) for _ in range(batch)]
-        pictures = torch.stack([autoencoder.pixels(world.render(scene)) for scene in scenes])
-        boxes = [[at // autoencoder.CELL for at in (s.x, s.y, s.full)] if len(scene.stickers) == 1 else [0, 0, 0]
-                 for scene in scenes for s in scene.stickers[:1] or [None]]
-        yield ((pictures + 1) * 127.5).round().byte(), tokens_of(tokenizer, [s.caption for s in scenes]), torch.tensor(boxes)
+        yield painted(scenes, tokenizer)
+
+
+def painted(scenes, tokenizer):
+    """Pictures (B, 3, 256, 256) uint8, tokens and boxes of scenes, as `paint` gives them."""
+    pictures = torch.stack([autoencoder.pixels(world.render(scene)) for scene in scenes])
+    boxes = [[at // autoencoder.CELL for at in (s.x, s.y, s.full)] if len(scene.stickers) == 1 else [0, 0, 0]
+             for scene in scenes for s in scene.stickers[:1] or [None]]
+    return ((pictures + 1) * 127.5).round().byte(), tokens_of(tokenizer, [s.caption for s in scenes]), torch.tensor(boxes)
 
 
 def tokens_of(tokenizer, captions):
@@ -69,16 +74,24 @@ class Scenes:
         self.tokens[at], self.boxes[at] = tokens.to(DEVICE), boxes.to(DEVICE)
         self.count += len(pictures)
 
-    def draw(self, size, cells):
-        """(latents (size, 4, cells, cells), tokens (size, 24)); a window holds its scene's one sticker."""
+    def places(self, size, cells):
+        """(rows, y, x) of windows of `cells`, each y and x (size, cells); a window holds its scene's one sticker."""
         alone = self.boxes[:self.count, 2] > 0
         even = torch.where(alone, (1 - PAIRS) / alone.sum(), PAIRS / (~alone).sum())
         rows = torch.multinomial(even if cells == WHOLE else alone.float(), size, replacement=True)
-        dropped = torch.rand(size, 1, device=DEVICE) < EMPTY
         y, x = (corners(self.boxes[rows, axis], self.boxes[rows, 2], cells)[:, None] + torch.arange(cells, device=DEVICE)
                 for axis in (1, 0))
+        return rows, y, x
+
+    def cut(self, rows, y, x):
+        """(latents (size, 4, cells, cells), tokens (size, 24)) of windows."""
+        dropped = torch.rand(len(rows), 1, device=DEVICE) < EMPTY
         latents = self.latents[rows[:, None, None], :, y[:, :, None], x[:, None, :]]  # (size, cells, cells, 4)
         return latents.permute(0, 3, 1, 2).float(), torch.where(dropped, self.empty, self.tokens[rows])
+
+    def draw(self, size, cells):
+        """What `cut` gives of windows at random places."""
+        return self.cut(*self.places(size, cells))
 
 
 def corners(at, side, cells):

@@ -75,16 +75,23 @@ def _atlas():
 
 
 @functools.cache
-def cutout(name, side):
-    """The glyph scaled to `side` px on its longer side, centred on a square and rimmed in white. RGBA, side + 8 px."""
+def shape(name, side):
+    """The glyph scaled to `side` px on its longer side, centred on a transparent square of side + 8 px. RGBA."""
     ink = glyph(name)
     scale = side / max(ink.size)
     ink = ink.resize([max(1, round(s * scale)) for s in ink.size], Image.LANCZOS)
     full = side + 2 * RIM
     sticker = Image.new("RGBA", (full, full))
     sticker.paste(ink, ((full - ink.width) // 2, (full - ink.height) // 2))
+    return sticker
+
+
+@functools.cache
+def cutout(name, side):
+    """`shape` rimmed in white."""
+    sticker = shape(name, side)
     rim = sticker.getchannel("A").filter(ImageFilter.MaxFilter(2 * RIM - 1)).filter(ImageFilter.GaussianBlur(1))
-    paper = Image.new("RGBA", (full, full), "white")
+    paper = Image.new("RGBA", sticker.size, "white")
     paper.putalpha(rim)
     return Image.alpha_composite(paper, sticker)
 

@@ -7,6 +7,7 @@ import gradio as gr
 from ..methods import BY_KEY, METHODS, few_step, method_of
 from ..models import MODELS
 from ..request import GUIDANCE, PROMPT_LENGTH, BadRequest, Request, parse_stack, split, stack_text
+from . import draw
 
 OWN = ("steps", "guidance", "size")  # controls whose values are the model's own until somebody moves them
 CHOSEN = tuple(method for method in METHODS  # the full model always runs, and what is not there cannot be chosen
@@ -106,7 +107,7 @@ class Ask:
         plain = {name: told[name] for name in ("prompt", "seed", "steps", "guidance", "size", "model", "repeats")}
         if plain["steps"] is None:
             raise BadRequest("steps", "Steps must be a whole number: the field is empty.")
-        return self.profile.check(Request(methods=stacks(told), **plain))
+        return self.profile.check(Request(methods=stacks(told), **plain, **draw.asked(told)))
 
     def show(self, request):
         """Lets the controls begin with `request`."""
@@ -115,7 +116,7 @@ class Ask:
 
     def values(self, request):
         """The values that make `request` again, in the controls' order; rows without a control go to `more`."""
-        told = {name: getattr(request, name, None) for name in self.controls}
+        told = {name: getattr(request, name, None) for name in self.controls} | draw.values(request)
         told |= {"combine": [], "curve": False} | {method.KEY: False for method in CHOSEN}
         told |= {f"{method.KEY}.{field.name}": field.default
                  for method in CHOSEN for field in dataclasses.fields(method.Knobs)}

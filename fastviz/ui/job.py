@@ -13,7 +13,7 @@ from ..models import BadModel, load
 from ..request import BadRequest
 from ..store import archive, files, query, recipe
 from . import health, worker
-from .board import shown, span, waiting, where
+from .board import png, shown, span, waiting, where
 
 log = logging.getLogger(__name__)
 TICK = 0.6  # seconds between two looks at the progress: more often would take time from what is being timed
@@ -101,6 +101,7 @@ class Job(Work):
         self.request, self.recipe, self.query = request, recipe(request), query(request)
         self.views = [waiting(i, stack) for i, stack in enumerate(request.methods)]
         self.rows, self.progress, self.environment, self.files = {}, None, {}, {}
+        self.seen = None  # (row, picture) that a run aimed at last
         self.measured = time.strftime("%Y-%m-%d %H:%M %Z")
 
     def compute(self):
@@ -110,7 +111,7 @@ class Job(Work):
             return self.compute_elsewhere()
         self.environment = environment(load(self.request.model))
         health.note("model", "")
-        for row in compare(self.request, on_progress=self.watch, stop=self.stop.is_set):
+        for row in compare(self.request, on_progress=self.watch, stop=self.stop.is_set, on_glimpse=self.glimpse):
             self.take(row)
 
     def compute_elsewhere(self):
@@ -136,9 +137,12 @@ class Job(Work):
         self.progress, self.sentence = progress, where(progress)
         self.changed.set()
 
+    def glimpse(self, row, picture):
+        self.seen = row, png(picture)
+
     def facts(self):
         """The settings and the failures; the prompt where the operator wants it."""
-        told = {name: value for name, value in self.recipe.items() if name != "prompt" or self.log_prompt}
+        told = {name: value for name, value in self.recipe.items() if name != "sketch" and (name != "prompt" or self.log_prompt)}
         return told | {"failed_rows": [row.stack for row in self.rows.values() if row.error]}
 
     def take(self, row):
@@ -162,6 +166,7 @@ class Job(Work):
         if self.state == "running" and (now := self.progress):
             done = sum(row.repeats if not row.error else now.repeats for row in self.rows.values())
             step = now.step / now.steps
+            told |= {"glimpse": self.seen[1]} if self.seen and self.seen[0] == now.row and now.row not in self.rows else {}
             told |= {"row": now.row, "step": step, "share": min(1.0, (done + step) / (now.rows * now.repeats)),
                      "left": "" if now.seconds_left is None else f"{span(now.seconds_left)} left"}
         elif self.state == "finished" and (bad := sum(row.error is not None for row in self.rows.values())):

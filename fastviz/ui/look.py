@@ -5,8 +5,8 @@ from pathlib import Path
 import gradio as gr
 
 WEB = Path(__file__).parent / "web"
-SCRIPTS = ("dom.js", "cards.js", "slider.js", "table.js", "scatter.js", "recipe.js", "inside.js", "why.js", "sweep.js", "history.js", "formulas.js", "charts.js", "learn.js", "languages.js",
-           "lost.js", "page.js")
+SCRIPTS = ("dom.js", "cards.js", "slider.js", "table.js", "scatter.js", "recipe.js", "inside.js", "why.js", "sweep.js", "history.js",
+           "draw.js", "formulas.js", "charts.js", "learn.js", "languages.js", "lost.js", "page.js")
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "DejaVu Sans", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 
@@ -18,7 +18,7 @@ def theme():
 
 
 def styles():
-    return "\n".join((WEB / name).read_text() for name in ("page.css", "learn.css"))
+    return "\n".join((WEB / name).read_text() for name in ("page.css", "draw.css", "learn.css"))
 
 
 def head():

@@ -7,7 +7,7 @@ import gradio as gr
 
 from ..models import MODELS, prompt_cut, unknown_words
 from ..request import PROMPT_LENGTH, BadRequest, Request
-from . import worker
+from . import draw, worker
 from .ask import CHOSEN, OWN, Ask
 from .inside import Inside
 from .job import GONE, LOST, Job, able
@@ -61,6 +61,7 @@ class Page:
             self.stop = gr.Button("Stop", variant="secondary", elem_id="stop", min_width=90, interactive=False)
         self.examples = gr.Dataset(components=[self.ask.controls["prompt"]], samples=[[text] for text in EXAMPLES],
                                    label="Examples: one click runs", elem_id="examples", type="values")
+        self.draw = draw.Draw(self)
         with gr.Group(elem_classes="card-group"):
             self.dice = self.ask.general()
         with gr.Column(elem_id="ask-methods"):
@@ -125,6 +126,7 @@ class Page:
                                          queue=False, **PRIVATE)
         for control in spoken:
             control.change(self.notices, spoken, self.notice, queue=False, trigger_mode="always_last", **PRIVATE)
+        self.draw.wire(controls)
         restore = Restore(self.profile, self.ask)
         self.drop.submit(restore.from_recipe, self.drop, [self.status, *controls], queue=False, preprocess=False, **PRIVATE)
         self.blocks.load(restore.from_link, None, [self.status, *controls], queue=False, **PRIVATE)

@@ -62,6 +62,8 @@ class Controls:
             vary += [f"{name}={text}"] if name else []
         if not all(isinstance(text, str) and len(text) <= 60 * PROMPT_LENGTH for text in (prompts, seeds, rows)):
             raise BadRequest("vary", "Prompts, seeds and rows must be text.")
+        if told.get("sketch") or told.get("start"):
+            raise BadRequest("vary", "A sweep follows no sketch and starts from no picture: clear both first.")
         lines = [line for line in prompts.splitlines() if line.strip()] or [told["prompt"]]
         settings = {name: told[name] for name in ("model", *planning.GENERAL)}
         try:

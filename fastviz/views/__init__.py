@@ -4,10 +4,11 @@ from .activity import activity, strip, work
 from .breakdown import breakdown
 from .frames import animation, frames, kinds, looks, point, sheet, words
 from .reuse import one_reuse, schedules
+from .rows import equal_steps, followed, one_step
 from .saved import saved
 from .scatter import scatter
 from .schedule import distance, timesteps, triangle
-from .student import decoders, networks, one_step
+from .student import decoders, networks
 from .summary import summary
 from .table import table
 from .theme import png

@@ -1,9 +1,7 @@
-"""A one-step student beside its teacher: what was taken out of the U-Net, what the small decoder loses, what one step draws.
+"""A one-step student beside its teacher: what was taken out of the U-Net, what the small decoder loses.
 
 Figures of plain numbers and pictures, each with the sentences that one needs who has never seen a U-Net from inside.
 """
-
-import textwrap
 
 import numpy as np
 from matplotlib.colors import to_rgb
@@ -108,25 +106,4 @@ def decoders(teacher, student, dark=False, top=0.5):
     explain(figure, "What the small decoder loses", "The network draws in latents, a picture eight times smaller; the decoder "
             "turns them into pixels. Both pictures were made from the same latents. On the right, dark is equal, and 1 would be "
             "black against white.", theme, 140)
-    return figure
-
-
-# One step
-
-def one_step(pictures, prompts, dark=False):
-    """A row of pictures for each prompt, a column for each way. pictures: {name: [PIL, one for each prompt]} -> Figure."""
-    theme = t.DARK if dark else t.LIGHT
-    figure = t.blank(2.3 * len(pictures) + 0.3, 2.45 * len(prompts) + 1.3, theme)
-    grid = figure.subplots(len(prompts), len(pictures), squeeze=False)
-    for column, (name, drawn) in zip(grid.T, pictures.items()):
-        column[0].set_title(textwrap.fill(name, 26), color=theme.ink, fontsize=10)
-        for axis, picture in zip(column, drawn, strict=True):
-            axis.imshow(picture, interpolation="antialiased")
-    for axis in grid.flat:
-        axis.set_axis_off()
-    for axis, prompt in zip(grid[:, 0], prompts):
-        axis.text(0, -0.03, textwrap.fill(prompt, 60), transform=axis.transAxes, va="top", color=theme.faint, fontsize=8, parse_math=False)
-    explain(figure, "What one step draws", "The same noise and prompt in every row. A teacher that is asked only once answers "
-            "with the mean of all that could be there, which is a blur. A student is trained to answer with one picture.",
-            theme, 32 * len(pictures))
     return figure

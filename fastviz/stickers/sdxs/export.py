@@ -41,9 +41,5 @@ def export(folder=SHIPPED):
     shutil.rmtree(target, ignore_errors=True)
     save(pipe, target)
     (target / ABOUT).write_text(json.dumps(told, indent=1) + "\n")
-    table = folder / models.HASHES
-    others = json.loads(table.read_text()) if table.exists() else {}
-    others = {name: value for name, value in others.items() if not name.startswith("sdxs/")}
-    ours = {f"sdxs/{name}": value for name, value in models.hashes(target).items()}
-    table.write_text(json.dumps(dict(sorted((others | ours).items())), indent=1) + "\n")
+    models.rewrite_hashes(target)
     return stage

@@ -15,7 +15,9 @@
       facts: h("dl", { class: "facts" }),
       save: h("a", { class: "save", hidden: true, title: "Save this picture with its recipe" }, "Save"),
     };
-    part.frame = h("div", { class: "frame" }, part.picture, part.veil, h("div", { class: "bar" }, part.bar));
+    part.begin = h("button", { type: "button", class: "begin", hidden: true, title: "Let every row start from this picture",
+      onclick: () => fastviz.start_from(part.picture.src) }, "Start from this");
+    part.frame = h("div", { class: "frame" }, part.picture, part.veil, part.begin, h("div", { class: "bar" }, part.bar));
     part.card = h("article", { class: "card", "data-row": row.index }, part.frame,
       h("header", {}, part.title, part.save), part.stack, h("p", { class: "line" }, part.time, part.speed), part.facts);
     return part;
@@ -44,13 +46,17 @@
     part.card.dataset.state = state;
     say(part.title, row.title);
     say(part.stack, row.stack + (row.steps ? ` · ${row.steps} steps` : ""));
+    const glimpse = running && !row.picture && progress.glimpse;
+    part.picture.classList.toggle("aim", !row.picture);
+    if (glimpse) Object.assign(part.picture, { src: glimpse, alt: `What ${name} aims at now`, hidden: false });
     if (row.picture && part.picture.getAttribute("src") !== row.picture) {
       part.picture.src = row.picture;
       part.picture.alt = `Picture by ${name}`;
       part.picture.hidden = false;
+      part.begin.hidden = !fastviz.start_from;
       Object.assign(part.save, { href: row.picture, download: row.file, hidden: false });
     }
-    say(part.veil, row.error || (running && !row.picture ? "Running" : row.picture ? "" : WORDS[state] || ""));
+    say(part.veil, row.error || (running && !row.picture ? (part.picture.hidden ? "Running" : "") : row.picture ? "" : WORDS[state] || ""));
     say(part.time, known(row.seconds) ? format.seconds(row.seconds) : row.error ? "" : "–");
     say(part.speed, known(row.seconds) ? speed(row) : "");
     part.speed.classList.toggle("slow", known(row.speedup) && row.speedup < 1);

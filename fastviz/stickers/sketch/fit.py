@@ -1,0 +1,101 @@
+"""Training of the network that reads a sketch, with the frozen teacher: the ordinary loss on the noise, nothing else.
+
+Windows of scenes with one sticker teach how a line becomes a rim, at a fifth of the cost; whole scenes teach where.
+"""
+
+import random
+
+import torch
+
+from .. import autoencoder, parts, teacher, world
+from ..loop import DEVICE, feed, start_seed, train
+from ..sdxs import chain
+from . import network, outline
+
+SHARE = 0.4  # of whole scenes among the batches
+HELD_OUT = 16  # scenes that the reports measure on
+
+
+def name():
+    """What the checkpoint is called: it belongs to one teacher."""
+    return f"sketch-{chain.digest()[:8]}"
+
+
+class Drawn(teacher.Scenes):
+    """A growing store of encoded scenes with their sketches."""
+
+    def __init__(self, encoder, empty, room):
+        super().__init__(encoder, empty, room)
+        self.sketches = torch.empty(room, world.SIZE, world.SIZE, dtype=torch.uint8, device=DEVICE)
+
+    def add(self, pictures, tokens, boxes, sketches):
+        self.sketches[torch.arange(self.count, self.count + len(sketches)) % self.room] = sketches.to(DEVICE)
+        super().add(pictures, tokens, boxes)
+
+    def cut(self, rows, y, x):
+        """(latents, (tokens, sketches of the same windows))"""
+        latents, tokens = super().cut(rows, y, x)
+        y, x = ((cells[:, :1] * autoencoder.CELL + torch.arange(cells.shape[1] * autoencoder.CELL, device=DEVICE)) for cells in (y, x))
+        return latents, (tokens, self.sketches[rows[:, None, None], y[:, :, None], x[:, None, :]])
+
+
+def drawn(scenes):
+    """Sketches of scenes, (B, 256, 256) uint8."""
+    return torch.stack([torch.frombuffer(bytearray(outline.draw(scene).tobytes()), dtype=torch.uint8).view(world.SIZE, -1)
+                        for scene in scenes])
+
+
+def paint(seed, batch=8):
+    """Endless batches as teacher.paint's, with the sketches: what Drawn.add takes."""
+    rng, tokenizer = random.Random(seed), parts.tokenizer()
+    while True:
+        scenes = [world.sample(rng) for _ in range(batch)]
+        yield *teacher.painted(scenes, tokenizer), drawn(scenes)
+
+
+def loss_of(guide):
+    """loss(control, (latents, (tokens, sketches))) for loop.train."""
+    noise_loss = teacher.noise_loss(chain.alphas(), 1.0)
+
+    def loss(control, batch):
+        def estimate(x, t, told):
+            return network.estimate(guide.unet, control, x, t, chain.embedded(guide, told[0]), told[1])
+
+        return noise_loss(estimate, batch)
+
+    return loss
+
+
+def report_of(guide, encoder):
+    """report(control) -> {"with", "without"}: mean squared error of the noise estimate on held-out scenes, in the noisier half
+    of the timesteps, with the sketch and without it."""
+    rng = random.Random(20_000_003)
+    scenes = [world.sample(rng, "heldout", rng.choice((1, 2))) for _ in range(HELD_OUT)]
+    pictures, tokens, _ = teacher.painted(scenes, guide.tokenizer)
+    sketches, a, t = drawn(scenes).to(DEVICE), chain.alphas(), torch.linspace(500, 980, HELD_OUT, device=DEVICE).long()
+    noise = torch.randn(HELD_OUT, 4, 32, 32, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    with torch.no_grad():
+        latents, text = encoder(pictures.to(DEVICE) / 127.5 - 1), chain.embedded(guide, tokens)
+        a = a[t].view(-1, 1, 1, 1)
+        noisy = a.sqrt() * latents + (1 - a).sqrt() * noise
+
+    @torch.no_grad()
+    def report(control):
+        found = {name: (network.estimate(guide.unet, control, noisy, t, text, given) - noise).pow(2).mean()
+                 for name, given in (("with", sketches), ("without", None))}
+        return {name: round(float(error), 5) for name, error in found.items()}
+
+    return report
+
+
+def fit(minutes, size, lr, fresh=2.0, room=6000):
+    """Goes on from the checkpoint or, without one, from the teacher's convolutions. size: windows per batch."""
+    seed, guide = start_seed(name(), 15), chain.committed_teacher()
+    encoder = chain.decoder_teacher().encoder
+    control = chain.quick(network.untrained(guide.unet))
+    store, painted = Drawn(encoder, teacher.tokens_of(guide.tokenizer, [""]), room), feed(paint, seed)
+    while store.count < 10 * size:
+        store.add(*next(painted))
+    batches = teacher.stream(store, painted, size, SHARE, fresh, seed)
+    return train(name(), control, batches, loss_of(guide), minutes, lr, horizon=300,
+                 optimizers=teacher.optimizers(control, lr), report=report_of(guide, encoder), report_every=120)
