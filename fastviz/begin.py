@@ -47,14 +47,17 @@ def late(scheduler, steps, strength):
 
 @contextmanager
 def attach(pipe, request, steps, noise, clean):
-    """Modifications where there is a picture, none otherwise:
+    """Modifications where there is a picture, or where diffusers' rounding gives one step too many (61 of 1000):
      - set_timesteps of pipe.scheduler
     Yields the latents that the pipeline is to be called with. clean: from `encoded`, or None. Refused for a scheduler whose
     run can only begin at pure noise."""
-    if clean is None:
-        yield noise
-        return
     scheduler = pipe.scheduler
+    if clean is None:
+        scheduler.set_timesteps(steps)
+        fits = len(scheduler.timesteps) == steps
+        with replaced(scheduler, **{} if fits else {"set_timesteps": late(scheduler, steps, 1.0)}):
+            yield noise
+        return
     if not hasattr(scheduler, "add_noise"):
         raise Refused("A fitted schedule begins at pure noise and cannot start from a picture: leave this row or the picture out.")
     with replaced(scheduler, set_timesteps=late(scheduler, steps, request.strength)):

@@ -102,6 +102,18 @@ def test_every_step_is_told_and_timed(tiny_pipe):
     assert found.seconds == found.text + sum(found.steps) + found.decode
 
 
+@pytest.mark.parametrize("stack", ("full", "few_step(solver=dpm,steps=61)", "few_step(solver=unipc,steps=61)"))
+def test_a_run_has_the_steps_asked_for_where_rounding_gives_one_more(tiny_pipe, stack):
+    """1000 timesteps in 61 steps: diffusers alone adds one at timestep -1."""
+    request, seen = Request("a cat", size=128, steps=61), []
+    handle = tiny_pipe.unet.register_forward_pre_hook(lambda module, args, told: seen.append(int(args[1])), with_kwargs=True)
+    try:
+        done = run.generate(tiny_pipe, request, parse_stack(stack), 61)
+    finally:
+        handle.remove()
+    assert len(done.steps) == len(seen) == 61 and min(seen) >= 0 and sorted(set(seen), reverse=True) == seen
+
+
 def test_a_slow_listener_is_not_in_the_time(tiny_pipe):
     start = time.perf_counter()
     found = run.generate(tiny_pipe, Request("a cat", **SMALL), FULL, 3, on_step=lambda i, n: time.sleep(0.3))
