@@ -29,10 +29,10 @@ def break_things():
     from fastviz import metrics, run, trace
     from fastviz.methods import tome
 
-    def sample(pipe, request, stack, steps, on_step, stop, record, profiled):
+    def sample(pipe, request, stack, steps, on_step, stop, record, *others):
         fault.seed, fault.merging, fault.traced = request.seed, type(stack[0]) is tome.Knobs, record is not None
         fault.calls, fault.steps = 0, steps
-        return run_sample(pipe, request, stack, steps, on_step, stop, record, profiled)
+        return run_sample(pipe, request, stack, steps, on_step, stop, record, *others)
 
     def forward(self, *told, **named):
         fault.calls += 1
