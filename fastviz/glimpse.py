@@ -9,13 +9,13 @@ import time
 import torch
 import torch.nn.functional as F
 
-from .schedulers import alphas_of
-
 EVERY = 1.5  # seconds between two looks: a look costs about what a step does
 
 
 def aim(scheduler, before, after, step):
     """The latents at noise level 0 on the line of step `step`, from those `before` and `after` it. After the last one: its own."""
+    from .schedulers import alphas_of  # diffusers, which must not be imported before torchvision was looked at
+
     times = [int(t) for t in scheduler.timesteps[step:step + 2]]
     if len(times) < 2:
         return after

@@ -14,16 +14,26 @@ import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import httpx
 from ledger import LEDGER, outcome
 from PIL import Image
+
+from fastviz import profile, sketch
+from fastviz.ui.page import Page
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 180  # seconds for anything that a busy machine may take long for
 
 
 HTTP = httpx.Client(timeout=PATIENCE, limits=httpx.Limits(max_connections=None, max_keepalive_connections=0))
+
+
+def tiny_page():
+    """The page as a server of the tiny model has it: without a sheet, which needs a network that reads drawings."""
+    with mock.patch.object(sketch, "ready", lambda: False):
+        return Page(profile.load())
 
 
 def pixels(image):

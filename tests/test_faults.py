@@ -13,13 +13,12 @@ import httpx
 import psutil
 import pytest
 from ledger import LEDGER
-from serving import HTTP, PATIENCE, picture, serve, wait
+from serving import HTTP, PATIENCE, picture, serve, tiny_page, wait
 from test_load import asked, occupied, visitors
 
-from fastviz import models, profile
+from fastviz import models
 from fastviz.metrics import BACKBONES
 from fastviz.request import Request
-from fastviz.ui.page import Page
 
 full = pytest.mark.torture
 ROWS = "full,tome,few_step(steps=1)"
@@ -58,7 +57,7 @@ def test_out_of_memory_of_the_full_model_is_told_in_every_row(faulty_server, ref
 
 def test_out_of_memory_while_recording_stays_in_its_row(faulty_server, reference):
     seed = next(seed for seed, place in faulty_app.PLACES.items() if place == "trace")
-    values = Page(profile.load()).ask.values(Request("a cat", seed=seed, steps=3, size=128, methods=ROWS, repeats=1))
+    values = tiny_page().ask.values(Request("a cat", seed=seed, steps=3, size=128, methods=ROWS, repeats=1))
     with LEDGER.fault("trace"):
         assert faulty_server.call("run", values, session="trace")[2]["output"]["data"][0]["sentence"] == "Done."
         look = faulty_server.call("look_inside", [], session="trace")[2]["output"]["data"][5]
@@ -190,7 +189,7 @@ def test_a_full_disk_and_a_broken_torchvision(tmp_path, tiny_folder, reference):
     broken.mkdir(parents=True)
     disk.mkdir()
     (broken / "__init__.py").write_text(TORCHVISION)
-    values = Page(profile.load()).ask.values(Request("a cat", seed=7, steps=2, size=128, methods="full,tome", repeats=1))
+    values = tiny_page().ask.values(Request("a cat", seed=7, steps=2, size=128, methods="full,tome", repeats=1))
     path = os.pathsep.join([str(broken.parent), os.environ["PYTHONPATH"]])
     with serve(disk, ("tests/tiny_app.py",), ("unshare", "-rm", "sh", "-c", SMALL, str(disk)), TINY=str(tiny_folder), PYTHONPATH=path) as server:
         inside = Path(f"/proc/{server.process.pid}/root", *disk.parts[1:])

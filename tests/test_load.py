@@ -10,11 +10,10 @@ from contextlib import ExitStack, contextmanager
 import psutil
 import pytest
 from ledger import LEDGER, quantile
-from serving import HTTP, PATIENCE, picture, wait
+from serving import HTTP, PATIENCE, picture, tiny_page, wait
 
 from fastviz import profile
 from fastviz.request import Request
-from fastviz.ui.page import Page
 
 full = pytest.mark.torture
 PLACES = profile.load().queue
@@ -146,7 +145,7 @@ def test_open_pages_cost_the_active_one_nothing(tiny_server, reference):
 
 
 def test_two_tabs_see_only_what_is_theirs(tiny_server, reference):
-    ask = Page(profile.load()).ask
+    ask = tiny_page().ask
     prompts, seeds = ("a cat", "an owl at night"), (3, 4)
 
     def tab(i):
@@ -172,7 +171,7 @@ def containers(server):
 
 def batch(server, count, pages=True):
     """The same work each time it is called: refusals, comparisons by call, and by page, each with a session of its own."""
-    page = Page(profile.load()).ask.values(Request("a cat", steps=1, size=128, methods="full", repeats=1))
+    page = tiny_page().ask.values(Request("a cat", steps=1, size=128, methods="full", repeats=1))
     for i in range(count):
         assert server.call("compare", asked(-1))[1]["state"] == "refused"
         assert server.compare(asked(i, steps=1))["state"] == "finished"
@@ -203,7 +202,7 @@ def resident(server):
 @full
 def test_five_hundred_jobs_stay_within_bounds(tiny_server, reference):
     """Comparisons, pages, refusals and visitors who leave; memory after the first hundred is nearly that at the end."""
-    page = Page(profile.load()).ask.values(Request("a cat", seed=1, steps=2, size=128, methods="full", repeats=1))
+    page = tiny_page().ask.values(Request("a cat", seed=1, steps=2, size=128, methods="full", repeats=1))
     early = None
     for i in range(500):
         kind = i % 5

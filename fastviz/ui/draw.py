@@ -17,7 +17,7 @@ QUICK = few_step.Knobs(solver="dpm", steps=6)  # where no student draws in one s
 def asked(told):
     """The pictures among the controls' values, as Request takes them. BadRequest for what is no picture."""
     start = told.get("start") or {}  # a place that was emptied holds "" or nothing
-    if not isinstance(start, dict):
+    if not isinstance(start, dict) or start.keys() - {"picture", "strength"}:
         raise BadRequest("start", f"{given.START}.")
     found = {"sketch": picture(told.get("sketch"), "sketch"), "start": picture(start.get("picture"), "start picture")}
     return found | {"strength": start.get("strength")} if found["start"] else found
