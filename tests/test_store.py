@@ -135,9 +135,11 @@ def test_a_folder_holds_pictures_figures_and_how_to_ask_again(tmp_path):
     assert lines[1]["match"] == "The prompt names nothing, that the judge knows." and lines[3]["fastest"] == "0.9"
 
 
-def test_the_archive_holds_the_same_files(tmp_path):
+def test_the_archive_holds_the_same_files(tmp_path, monkeypatch):
+    made = store.files(ASKED, rows(), ENVIRONMENT)
+    monkeypatch.setattr(store, "files", lambda *_: made)
     folder = store.save(tmp_path, ASKED, rows(), ENVIRONMENT)
-    with zipfile.ZipFile(io.BytesIO(store.archive(store.files(ASKED, rows(), ENVIRONMENT)))) as zipped:
+    with zipfile.ZipFile(io.BytesIO(store.archive(made))) as zipped:
         assert zipped.testzip() is None
         found = {name.removeprefix("fastviz/"): zipped.read(name) for name in zipped.namelist()}
     assert found == {path.name: path.read_bytes() for path in folder.iterdir()}
