@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 from pathlib import Path
 
 
@@ -18,6 +19,19 @@ def weights(folder):
         told = path.stat()
         lines.append(f"{path.relative_to(folder).as_posix()} {sha256(path, told.st_size, told.st_mtime_ns)}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def fault(about, folder):
+    """Why what `about` tells of does not serve the model in `folder`: a clause without its end, "" when it does. about: the
+    JSON file of something that lies beside a model and was trained for its weights, whose sha256 it holds as "teacher"."""
+    name = about.parent.relative_to(folder.parents[1]).as_posix()
+    if not about.is_file():
+        return f"there is no {name}"
+    try:
+        teacher = json.loads(about.read_text())["teacher"]
+    except (ValueError, TypeError, LookupError) as error:
+        return f"{name}/{about.name} cannot be read ({error})"
+    return "" if teacher == weights(folder) else f"{name} was made for other weights"
 
 
 @functools.cache

@@ -4,7 +4,6 @@ ControlNet, Zhang et al., arXiv 2302.05543. The network lies in the folder `sket
 as diffusers reads it. It belongs to these weights alone.
 """
 
-import json
 from contextlib import contextmanager
 
 from . import fitted, given, models
@@ -21,17 +20,8 @@ def path_of(folder):
 
 def missing(folder):
     """"" when a network reads sketches for the model in `folder`, else the sentence that tells what to do."""
-    about = path_of(folder) / ABOUT
-    name = about.parent.relative_to(folder.parents[1]).as_posix()
-    if not about.is_file():
-        return f"This model cannot follow a sketch yet, there is no {name}: clear the sketch, or {MAKE}."
-    try:
-        teacher = json.loads(about.read_text())["teacher"]
-    except (ValueError, TypeError, LookupError) as error:
-        return f"{name}/{ABOUT} cannot be read ({error}): clear the sketch, or {MAKE}."
-    if teacher != fitted.weights(folder):
-        return f"{name} was trained for other weights than this model's: clear the sketch, or {MAKE}."
-    return ""
+    fault = fitted.fault(path_of(folder) / ABOUT, folder)
+    return fault and f"This model cannot follow a sketch, {fault}: clear the sketch, or {MAKE}."
 
 
 def ready():

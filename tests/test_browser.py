@@ -7,6 +7,7 @@ import re
 import shutil
 import urllib.parse
 import zipfile
+from contextlib import contextmanager
 
 import faulty_app
 import pytest
@@ -87,8 +88,8 @@ class Visit:
         return self.page.locator(".card .time").all_inner_texts()
 
 
-@pytest.fixture
-def visit(browser, server):
+@contextmanager
+def visits(browser, server):
     """Opens tabs; at the end none of them may have complained or asked another origin for anything."""
     tabs = []
 
@@ -100,6 +101,12 @@ def visit(browser, server):
     for tab in tabs:
         tab.context.close()
     assert [each for tab in tabs for each in tab.complaints] == []
+
+
+@pytest.fixture
+def visit(browser, server):
+    with visits(browser, server) as open_tab:
+        yield open_tab
 
 
 def test_four_rows_from_a_prompt(visit):

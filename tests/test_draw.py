@@ -11,7 +11,7 @@ import torch
 from conftest import make_tiny
 from PIL import Image
 from serving import pixels, serve
-from test_browser import PATIENCE, Visit, browser, pytestmark  # noqa: F401
+from test_browser import PATIENCE, Visit, browser, pytestmark, visits  # noqa: F401
 
 from fastviz import fitted, given, models, run, sketch, store
 from fastviz.stickers.sketch import network
@@ -34,16 +34,9 @@ def sketch_folder(tiny_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def visit(browser, sketch_folder, tmp_path_factory):  # noqa: F811
-    tabs = []
-    with serve(tmp_path_factory.mktemp("tiny"), ("tests/tiny_app.py",), TINY=str(sketch_folder), GRADIO_ANALYTICS_MAX_EVENTS="8") as server:
-        def open_tab(*told, **more):
-            tabs.append(Visit(browser, server, *told, **more))
-            return tabs[-1]
-
+    with serve(tmp_path_factory.mktemp("tiny"), ("tests/tiny_app.py",), TINY=str(sketch_folder), GRADIO_ANALYTICS_MAX_EVENTS="8") as server, \
+            visits(browser, server) as open_tab:
         yield open_tab
-        for tab in tabs:
-            tab.context.close()
-    assert [each for tab in tabs for each in tab.complaints] == []
 
 
 class Sheet:

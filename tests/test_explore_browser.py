@@ -96,7 +96,7 @@ def test_a_sweep_is_drawn_stopped_continued_and_opened_again(visit, server):  # 
     tab.page.get_by_label("Values").first.fill("0.25, 0.5")
     tab.page.get_by_label("Seeds").fill("0-2")
     tab.page.locator("#begin").click()
-    tab.page.wait_for_function("/Picture [2-9] of 9/.test(document.querySelector('#status b').textContent)", timeout=240_000)
+    tab.page.wait_for_function("/Picture [3-9] of 9/.test(document.querySelector('#status b').textContent)", timeout=240_000)
     tab.page.locator("#stop").click()
     tab.wait("stopped")
     tab.page.locator(".sweep td img").first.wait_for()  # what was finished stays

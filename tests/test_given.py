@@ -176,7 +176,7 @@ def test_a_network_of_other_weights_is_refused(tiny_pipe, sketch_home):
     about = sketch_home / sketch.ABOUT
     right = about.read_text()
     try:
-        for told, sentence in (('{"teacher": "0"}', "trained for other weights"), ("{", "cannot be read")):
+        for told, sentence in (('{"teacher": "0"}', "made for other weights"), ("{", "cannot be read")):
             about.write_text(told)
             with pytest.raises(Refused, match=sentence):
                 generate(tiny_pipe, asked(sketch=RING), FULL, STEPS)

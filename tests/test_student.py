@@ -99,10 +99,10 @@ def spoil(student):
 
 
 @pytest.mark.parametrize("damage, says", (
-    (shutil.rmtree, "no one-step student stickers/sdxs of this model: make it with `python -m fastviz.stickers export-student`"),
+    (shutil.rmtree, "no one-step student, there is no stickers/sdxs: make it with `python -m fastviz.stickers export-student`"),
     (lambda student: (student / sdxs.ABOUT).write_text("{"), "cannot be read"),
     (lambda student: (student / sdxs.ABOUT).write_text("[]"), "cannot be read"),
-    (lambda student: (student / sdxs.ABOUT).write_text('{"teacher": "x"}'), "taught by other weights"),
+    (lambda student: (student / sdxs.ABOUT).write_text('{"teacher": "x"}'), "made for other weights"),
     (lambda student: (student / "evil.bin").write_text(""), "evil.bin is no file for a model"),
     (spoil, "could not be read"),
 ))

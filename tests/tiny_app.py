@@ -14,21 +14,20 @@ sys.path.insert(0, os.getcwd())  # the tests run it from the project's root
 SIZED = (dict, list, set, collections.deque)
 
 
-def known(each):
-    """Whether this is Gradio's table of messages, or that of the events of each session, nearly all of which are over."""
-    return (type(each).__name__ == "LRUCache" or type(each) is dict and len(each) > 8 and
-            all(isinstance(value, set) for value in each.values()) and sum(map(bool, each.values())) <= 8)
-
-
 def containers(*_):
     """Writes {id: [type, length, example of what is in it]} of everything that holds things to containers.json.
 
-    Not of two tables of Gradio 6.31: one is bounded by 2000, of the other every session keeps an empty set.
+    Not of two tables of Gradio 6.31: one is bounded by 2000, of the other every session keeps a set, nearly always empty.
     """
+    from gradio.queueing import Queue  # not before app.py has set what Gradio reads when imported
+
     gc.unfreeze()
     gc.collect()
-    found = {id(each): each for thing in gc.get_objects() for each in (thing, *gc.get_referents(thing)) if isinstance(each, SIZED) and not known(each)}
-    told = {key: [type(each).__name__, len(each), repr(next(iter(each)))[:80]] for key, each in found.items() if len(each) >= 8}
+    things = gc.get_objects()
+    queues = [thing for thing in things if type(thing) is Queue]
+    known = {id(table) for queue in queues for table in (queue.pending_messages_per_session, queue.pending_event_ids_session)}
+    found = {id(each): each for thing in things for each in (thing, *gc.get_referents(thing)) if isinstance(each, SIZED)}
+    told = {key: [type(each).__name__, len(each), repr(next(iter(each)))[:80]] for key, each in found.items() if len(each) >= 8 and key not in known}
     part = Path(os.environ["TMPDIR"], "containers.part")
     part.write_text(json.dumps(told))
     part.rename(part.with_suffix(".json"))

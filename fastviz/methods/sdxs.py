@@ -6,7 +6,6 @@ made by the stages of `python -m fastviz.stickers` from `distil` to `export-stud
 """
 
 import copy
-import json
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -57,17 +56,8 @@ def missing(folder):
     do. folder: None for a model without one."""
     if folder is None:
         return "A one-step student lies beside a model's files, and this model has none: leave this row out."
-    about = path_of(folder) / ABOUT
-    name = about.parent.relative_to(folder.parents[1]).as_posix()
-    if not about.is_file():
-        return f"There is no one-step student {name} of this model: {MAKE}."
-    try:
-        teacher = json.loads(about.read_text())["teacher"]
-    except (ValueError, TypeError, LookupError) as error:
-        return f"{name}/{ABOUT} cannot be read ({error}): {MAKE}."
-    if teacher != fitted.weights(folder):
-        return f"The one-step student {name} was taught by other weights than this model's: {MAKE}."
-    return ""
+    fault = fitted.fault(path_of(folder) / ABOUT, folder)
+    return fault and f"This model has no one-step student, {fault}: {MAKE}."
 
 
 def ready():

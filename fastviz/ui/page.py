@@ -92,7 +92,7 @@ class Page:
         self.further = [look.look, reasons.find] if here else [look.look]
         self.sweeps = sweep.Tab(self) if here and self.shelf and self.profile.sweep_cells else None
         self.past = history.Tab(self) if self.shelf or self.fault else None
-        self.tabs = [tab for tab in (self.pictures, look, reasons, self.sweeps, self.past, study) if tab]
+        self.tabs = [tab for tab in (self.pictures, study, look, reasons, self.sweeps, self.past) if tab]
         self.ends = {Job: self.pictures, Inside: look, Why: reasons, Sweeping: self.sweeps}
 
     # What happens
