@@ -30,6 +30,14 @@ def pytest_runtest_logreport(report):
         LEDGER.unexpected += 1
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.failed and call.when == "call":
+        report.sections += [("Page", tab.witness()) for tab in getattr(item.funcargs.get("visit"), "tabs", ())]
+    return report
+
+
 def pytest_unconfigure(config):
     """The ledger is the very last line."""
     if LEDGER.submitted and (terminal := config.pluginmanager.get_plugin("terminalreporter")):

@@ -5,8 +5,10 @@ import json
 import os
 import re
 import shutil
+import time
 import urllib.parse
 import zipfile
+from collections import deque
 from contextlib import contextmanager
 
 import faulty_app
@@ -40,19 +42,24 @@ def browser():
 
 
 class Visit:
-    """One tab, which collects every word of the console and every request to another origin."""
+    """One tab, which collects every word of the console, every request to another origin, and the latest answers."""
 
     def __init__(self, browser, server, query="", width=1280, theme="light"):
         self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, accept_downloads=True)
         self.page = self.context.new_page()
         self.page.set_default_timeout(60_000)
-        self.complaints = []
+        self.complaints, self.answers = [], deque(maxlen=30)
+        self.page.on("response", lambda answer: self.answers.append(f"{time.strftime('%X')} {answer.status} {answer.request.method} {answer.url}"))
         self.page.on("console", lambda said: said.type in ("error", "warning") and self.complaints.append(said.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda asked: asked.url.startswith((server.address, "data:", "blob:")) or self.complaints.append(asked.url))
         self.page.goto(f"{server.address}/{query}")
         self.wait("idle", "restored", "refused")
         self.page.get_by_text("an owl at night").wait_for()
+
+    def witness(self):
+        """All that tells what went wrong in a test that failed."""
+        return "\n".join([time.strftime("%X"), *self.complaints, *self.answers, self.page.evaluate("document.body.innerText.slice(0, 8000)")])
 
     def wait(self, *states):
         self.page.wait_for_function("states => states.includes(document.body.dataset.state)", arg=list(states), timeout=PATIENCE)
@@ -97,6 +104,7 @@ def visits(browser, server):
         tabs.append(Visit(browser, server, *told, **more))
         return tabs[-1]
 
+    open_tab.tabs = tabs
     yield open_tab
     for tab in tabs:
         tab.context.close()
