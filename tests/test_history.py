@@ -161,7 +161,7 @@ def test_the_command_line_keeps_finds_opens_and_deletes(at_home, capsys, tmp_pat
     said(capsys, "compare", "a cat", *small)
     said(capsys, "compare", "an owl", *small, "--no-history")
     said(capsys, "sweep", "a dog", "--vary", "few_step.steps=1", "--size", "128", "--steps", "2", "--out", str(tmp_path / "out"))
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"cells.csv", "sweep.json", "000-000.png", "001-000.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"cells.csv", "cells.parquet", "sweep.json", "000-000.png", "001-000.png"}
     _, told = said(capsys, "history")
     assert [(run["kind"], run["prompt"]) for run in told["runs"]] == [("sweep", "a dog"), ("comparison", "a cat")] and told["bytes"] > 0
     id = said(capsys, "history", "tome")[1]["runs"][0]["id"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from fastviz import models
 from fastviz.explore import sweep as sweeping
@@ -126,9 +127,12 @@ def test_figures_pair_every_run_with_the_full_model_of_its_prompt_and_seed():
     full, tome = sweeping.figures(done)
     assert tome["figures"]["speedup"] == (2.0, 2.0, 2.0) and tome["figures"]["lpips"][0] == pytest.approx(0.3)
     assert full["front"] and tome["front"] and tome["figures"]["match"] is None and tome["pictures"] == 2
-    lines = list(csv.DictReader(io.StringIO(sweeping.cells_csv(done))))
+    files = sweeping.tables(done)
+    lines = list(csv.DictReader(io.StringIO(files["cells.csv"].decode())))
     assert [(line["row"], line["seed"], line["seconds"], line["device"]) for line in lines] == [
         ("full", "0", "4.0", "a CPU"), ("full", "1", "8.0", "a CPU"), ("tome", "0", "2.0", "a CPU"), ("tome", "1", "4.0", "a CPU")]
+    typed = parquet.read_table(io.BytesIO(files["cells.parquet"])).to_pylist()
+    assert [line["seconds"] for line in typed] == [4.0, 8.0, 2.0, 4.0] and list(typed[0]) == list(lines[0]) and typed[0]["psnr"] is None
     assert "2.00 (2.00 to 2.00)" in sweeping.table(done) and "a CPU" in sweeping.table(done)
     json.dumps(sweeping.plain(done), allow_nan=False)
 

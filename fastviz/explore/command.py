@@ -32,7 +32,7 @@ def sweep(argv):
     parser.add_argument("--model", default="stickers", choices=MODELS)
     for name in planning.GENERAL:
         parser.add_argument(f"--{name}", type=numbers)
-    parser.add_argument("--out", help="folder for cells.csv, sweep.json and the pictures")
+    parser.add_argument("--out", help="folder for cells.csv, cells.parquet, sweep.json and the pictures")
     args = parser.parse_args(argv)
     settings = {name: value for name in planning.GENERAL if (value := getattr(args, name)) is not None}
     plan = planning.read_plan(args.prompt, args.seeds, args.rows, args.vary, model=args.model, **settings)
@@ -65,7 +65,8 @@ def show(done, cells, step, steps):
 def write(folder, told, history, line):
     from . import sweep as sweeping
 
-    (folder / "cells.csv").write_text(sweeping.cells_csv(told))
+    for name, table in sweeping.tables(told).items():
+        (folder / name).write_bytes(table)
     (folder / "sweep.json").write_text(json.dumps(line, indent=1, allow_nan=False) + "\n")
     for (v, u), key in told.keys.items():
         if history.picture_of(key).is_file():

@@ -8,7 +8,9 @@ import json
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow
 from PIL import Image
+from pyarrow import parquet
 
 from .. import cost, fitted, metrics, models
 from ..compare import environment, lane_of, prepare, sentence
@@ -22,6 +24,7 @@ from .statistics import front, intervals
 
 TIMED = ("device", "dtype", "attention kernel", "threads", "torch", "diffusers")  # what a time depends on
 FIGURES = ("seconds", "speedup", "lpips", "psnr", "ssim", "match", "gflop")
+MEASURED = ("steps", "seconds", "text", "denoising", "decoder", "gflop", "peak_bytes", "lpips", "lpips_name", "psnr", "ssim", "match", "error")
 MEDIANS = ("seconds", "speedup")  # of several runs; the other figures are means
 EQUAL = 100.0  # dB that stand for pictures without any difference
 
@@ -185,17 +188,21 @@ def spelled(figure, digits):
     return f"{value:.{digits}f}" + ("" if low is None else f" ({low:.{digits}f} to {high:.{digits}f})")
 
 
-def cells_csv(sweep):
-    """One line per picture as CSV text: where it is, what was measured, on what. Times in s."""
-    names = [name for name in variables(sweep.plan) if name not in ("prompt", "seed")]
-    measured = ("steps", "seconds", "text", "denoising", "decoder", "gflop", "peak_bytes", "lpips", "lpips_name", "psnr", "ssim", "match", "error")
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*names, "prompt", "seed", *measured, *TIMED], extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
+def tables(sweep):
+    """{file name: bytes} of one table, a line per picture: where it is, what was measured, on what. Times in s, peak_bytes of
+    memory, None where nothing was measured; what varied is text in both files, and so is the seed."""
+    names = [name for name in variables(sweep.plan) if name not in ("prompt", "seed")] + ["prompt", "seed", *MEASURED, *TIMED]
+    lines = []
     for (v, u), told in sweep.cells.items():
         prompt, seed = sweep.plan.units[u]
-        writer.writerow((told or {}) | dict(sweep.plan.variants[v].at) | {"prompt": prompt, "seed": seed} | sweep.environment)
-    return text.getvalue()
+        known = (told or {}) | dict(sweep.plan.variants[v].at) | {"prompt": prompt, "seed": str(seed)} | sweep.environment
+        lines.append({name: known.get(name) for name in names})
+    text, file = io.StringIO(), io.BytesIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    parquet.write_table(pyarrow.Table.from_pylist(lines), file)
+    return {"cells.csv": text.getvalue().encode(), "cells.parquet": file.getvalue()}
 
 
 def plain(sweep):

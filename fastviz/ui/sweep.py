@@ -161,9 +161,10 @@ class Sweeping(Work):
         if self.sweep is None:
             return None, ""
         try:
-            path = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]), "cells.csv")
-            path.write_text(sweeping.cells_csv(self.sweep))
-            return [str(path)], ""
+            folder, tables = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])), sweeping.tables(self.sweep)
+            for name, table in tables.items():
+                (folder / name).write_bytes(table)
+            return [str(folder / name) for name in tables], ""
         except OSError:  # the pictures on the page must outlive whatever goes wrong with their table
             log.exception("The table of a sweep could not be written.")
             return None, "There is no table to download: the server's log says why."
