@@ -119,15 +119,23 @@ def precision(where):
     return torch.float16 if where.type == "cuda" else torch.float32
 
 
-@functools.cache
 def torchvision_fault():
     """"" when torchvision works. Else why not; it is then hidden, because a broken one takes diffusers down with it."""
+    with _looking:  # of two threads that fail in the same import, one would uncover what the other has hidden
+        return look_at_torchvision()
+
+
+@functools.cache
+def look_at_torchvision():
     try:
         import torchvision  # noqa: F401
     except Exception as error:  # a build for another torch raises RuntimeError or OSError, whatever it meets first
         sys.modules["torchvision"] = None
         return f"torchvision does not work here ({error}): install torch and torchvision from the same index"
     return ""
+
+
+_looking = threading.Lock()
 
 
 @contextlib.contextmanager

@@ -50,18 +50,21 @@ def picture(row):
 @dataclass
 class Server:
     """address: http://127.0.0.1:port; folder: its /tmp; process: the server's; log: what it wrote;
-    numbers: api name -> index, once asked for."""
+    numbers: api name -> index, shows: api name -> elem_id of each of its outputs, once asked for."""
     address: str
     folder: Path
     process: subprocess.Popen
     log: Path
     numbers: dict = field(default_factory=dict)
+    shows: dict = field(default_factory=dict)
 
     def number(self, name):
         """The index by which the wire calls the handler `name`."""
         if not self.numbers:
             told = HTTP.get(f"{self.address}/config").json()
+            places = {each["id"]: each["props"].get("elem_id") for each in told["components"]}
             self.numbers.update((each["api_name"], each["id"]) for each in told["dependencies"])
+            self.shows.update((each["api_name"], [places.get(id) for id in each["outputs"]]) for each in told["dependencies"])
         return self.numbers[name]
 
     def join(self, name, data, session=None, raw=None):
@@ -127,6 +130,11 @@ class Server:
         status, _, last = self.call("compare", data)
         assert status == 200 and last["success"], (status, last)
         return last["output"]["data"][0]
+
+    def page(self, name, data, session):
+        """{elem_id: value} of the page's places at the end of a call."""
+        last = self.call(name, data, session=session)[2]
+        return dict(zip(self.shows[name], last["output"]["data"], strict=True))
 
     def vanish(self, name, data, after="process_generating"):
         """A visitor who leaves as soon as the server has said `after`."""

@@ -59,8 +59,8 @@ def test_out_of_memory_while_recording_stays_in_its_row(faulty_server, reference
     seed = next(seed for seed, place in faulty_app.PLACES.items() if place == "trace")
     values = tiny_page().ask.values(Request("a cat", seed=seed, steps=3, size=128, methods=ROWS, repeats=1))
     with LEDGER.fault("trace"):
-        assert faulty_server.call("run", values, session="trace")[2]["output"]["data"][0]["sentence"] == "Done."
-        look = faulty_server.call("look_inside", [], session="trace")[2]["output"]["data"][5]
+        assert faulty_server.page("run", values, "trace")["status"]["sentence"] == "Done."
+        look = faulty_server.page("look_inside", [], "trace")["inside"]
         errors = {row["title"]: row["error"] for row in look["rows"]}
         assert errors.pop("Token merging").startswith("Out of memory") and not any(errors.values()), look["rows"]
         well(faulty_server, reference)
@@ -200,22 +200,21 @@ def test_a_full_disk_and_a_broken_torchvision(tmp_path, tiny_folder, reference):
             assert (status, said["state"]) == (200, "degraded") and "torchvision" in said["reason"]
         with LEDGER.fault("disk full"):
             fill(inside / "filler")
-            told = server.call("run", values, session="full")[2]["output"]["data"]
-            assert told[0]["sentence"] == "Done. There is no archive to download: the disk is full."
-            assert picture(told[1]["rows"][0]) == reference(7) and "disk is full" in server.health()[1]["reason"]
-            told = server.call("look_inside", [], session="full")[2]["output"]["data"][5]
+            told = server.page("run", values, "full")
+            assert told["status"]["sentence"] == "Done. There is no archive to download: the disk is full."
+            assert picture(told["board"]["rows"][0]) == reference(7) and "disk is full" in server.health()[1]["reason"]
+            told = server.page("look_inside", [], "full")["inside"]
             assert [row["error"] for row in told["rows"]] == ["The disk is full: make room and try again."] * 2
             crowd(inside)
-            told = server.call("look_inside", [], session="full")[2]["output"]["data"][0]
+            told = server.page("look_inside", [], "full")["status"]
             assert told["sentence"] == "The look inside could not be finished: the disk is full."
             answer = HTTP.post(f"{server.address}/gradio_api/upload", files={"files": ("a.png", bytes(2**20))})
             assert answer.status_code >= 400
             for file in inside.glob("filler*"):
                 file.unlink()
-            told = server.call("run", values, session="full")[2]["output"]["data"]
-            assert told[0]["sentence"] == "Done." and "disk" not in server.health()[1]["reason"]
-            told = server.call("look_inside", [], session="full")[2]["output"]["data"]
-            assert told[0]["sentence"] == "Done." and not any(row["error"] for row in told[5]["rows"])
+            assert server.page("run", values, "full")["status"]["sentence"] == "Done." and "disk" not in server.health()[1]["reason"]
+            told = server.page("look_inside", [], "full")
+            assert told["status"]["sentence"] == "Done." and not any(row["error"] for row in told["inside"]["rows"])
 
 
 def fill(path):

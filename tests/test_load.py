@@ -207,7 +207,7 @@ def test_five_hundred_jobs_stay_within_bounds(tiny_server, reference):
     for i in range(500):
         kind = i % 5
         if kind == 0:
-            told = tiny_server.call("run", page)[2]["output"]["data"][1]
+            told = tiny_server.page("run", page, None)["board"]
             assert picture(told["rows"][0]) == reference(1)
         elif kind == 1:
             tiny_server.vanish("compare", asked(i, steps=50))

@@ -247,6 +247,26 @@ print("survived")
     assert answer.stdout.strip() == "survived", answer.stderr[-2000:]
 
 
+def test_two_threads_that_meet_a_broken_torchvision_both_hide_it(tmp_path):
+    broken = tmp_path / "torchvision/__init__.py"
+    broken.parent.mkdir()
+    broken.write_text("import time\ntime.sleep(0.5)\nraise RuntimeError('no')")
+    code = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from fastviz import models
+def look():
+    fault = models.torchvision_fault()
+    return fault[:4], sys.modules["torchvision"]
+with ThreadPoolExecutor() as pool:
+    first = [pool.submit(look) for _ in range(3)]
+    print({each.result() for each in first})
+"""
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    answer = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
+    assert answer.stdout.strip() == "{('torc', None)}", answer.stderr[-2000:]
+
+
 # PSNR, SSIM, maps
 
 def test_psnr():

@@ -80,9 +80,9 @@ def test_what_is_finished_is_never_run_again(history, monkeypatch):
 def test_times_of_another_device_or_other_weights_are_not_taken(history, monkeypatch):
     plan, device = read_plan(["a cat"], rows="tome", **SMALL), ["a CPU"]
     monkeypatch.setattr(sweeping, "environment", lambda pipe: {"device": device[0], "torch": "1", "system": "any"})
-    first = sweeping.prepared(plan, models.load("stickers"))
+    first = sweeping.prepared(plan, *sweeping.described(models.load("stickers")))
     device[0] = "a GPU"
-    other = sweeping.prepared(plan, models.load("stickers"))
+    other = sweeping.prepared(plan, *sweeping.described(models.load("stickers")))
     assert not set(first.keys.values()) & set(other.keys.values()) and first.environment == {"device": "a CPU", "torch": "1"}
     request = plan.variants[0].request(plan, "a cat", 0)
     assert len({sweeping.key_of(request, weights, {}) for weights in ("a", "b")}) == 2
@@ -113,7 +113,7 @@ def test_what_fails_says_so_and_only_what_will_fail_again_is_kept(history, monke
     monkeypatch.setattr(sweeping, "generate", failing)
     told = all_of(plan, history).cells
     assert told[0, 0]["error"] is None and "Out of memory" in told[1, 0]["error"] and "digits" in told[2, 0]["error"]
-    assert history.cell(sweeping.prepared(plan, models.load("stickers")).keys[2, 0])["error"] == told[2, 0]["error"]
+    assert history.cell(sweeping.prepared(plan, *sweeping.described(models.load("stickers"))).keys[2, 0])["error"] == told[2, 0]["error"]
     broken[0] = False
     done = all_of(plan, history)
     assert done.cells[1, 0]["error"] is None and done.cells[2, 0] == told[2, 0] and "digits" in sweeping.table(done)

@@ -33,6 +33,9 @@ def sweep(argv):
     for name in planning.GENERAL:
         parser.add_argument(f"--{name}", type=numbers)
     parser.add_argument("--out", help="folder for cells.csv, cells.parquet, sweep.json and the pictures")
+    parser.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help="run on a Ray cluster; without an address on one of this "
+                        "machine, made for this sweep (needs `pip install ray`)")
+    parser.add_argument("--cores", type=int, help="with --ray: cores of a worker; by default all of the smallest machine")
     args = parser.parse_args(argv)
     settings = {name: value for name in planning.GENERAL if (value := getattr(args, name)) is not None}
     plan = planning.read_plan(args.prompt, args.seeds, args.rows, args.vary, model=args.model, **settings)
@@ -41,7 +44,7 @@ def sweep(argv):
     from . import sweep as sweeping
 
     history = History(home())
-    for told in sweeping.run(plan, history, OWNER, show):
+    for told in on_cluster(plan, history, args) if args.ray else sweeping.run(plan, history, OWNER, show):
         pass
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
@@ -51,6 +54,16 @@ def sweep(argv):
         write(Path(args.out), told, history, line)
     print(json.dumps(line, allow_nan=False))
     return 1 if any(cell["error"] for cell in told.cells.values()) else 0
+
+
+def on_cluster(plan, history, args):
+    try:
+        from . import cluster
+    except ImportError:
+        raise BadRequest("ray", "--ray needs Ray, which is not installed: pip install ray.") from None
+    for told in cluster.run(plan, history, OWNER, args.ray, args.cores):
+        print(f"{sum(cell is not None for cell in told.cells.values())} of {len(told.keys)} pictures", file=sys.stderr, flush=True)
+        yield told
 
 
 def show(done, cells, step, steps):

@@ -47,14 +47,27 @@ def key_of(request, weights, told):
     return hashlib.sha256(json.dumps([recipe(request), weights, told], sort_keys=True).encode()).hexdigest()
 
 
-def prepared(plan, pipe):
-    """The Sweep of a plan on this machine, nothing of it run."""
-    told = {name: value for name, value in environment(pipe).items() if name in TIMED}
+def described(pipe):
+    """(what a time on this machine depends on, hash of the weights): as `prepared` takes them."""
     folder = fitted.folder(pipe)
-    weights = folder and fitted.weights(folder)
+    return {name: value for name, value in environment(pipe).items() if name in TIMED}, folder and fitted.weights(folder)
+
+
+def prepared(plan, told, weights):
+    """The Sweep of a plan on the machine that `described` told of, nothing of it run."""
     keys = {(v, u): key_of(variant.request(plan, *unit), weights, told)
             for u, unit in enumerate(plan.units) for v, variant in enumerate(plan.variants)}
     return Sweep(plan, told, keys)
+
+
+def begun(plan, history, owner, told, weights):
+    """The same, with the cells that were kept; from now on it is in the history."""
+    sweep = prepared(plan, told, weights)
+    sweep.cells = {place: history.cell(key) for place, key in sweep.keys.items()}
+    first = plan.variants[0].request(plan, *plan.units[0])
+    entry = {"recipe": recipe(first), "environment": told, "plan": plan.plain(), "keys": list(sweep.keys.values())}
+    history.enter(f"{owner_mark(owner)}{sweep.id}"[:40], owner, SWEEP, first, json.dumps(plan.plain()), told, entry, 0)
+    return sweep
 
 
 def run(plan, history, owner, on_progress=lambda done, cells, step, steps: None, stop=None):
@@ -65,11 +78,7 @@ def run(plan, history, owner, on_progress=lambda done, cells, step, steps: None,
     Raises run.Stopped, run.Lost, models.BadModel.
     """
     pipe = models.load(plan.model)
-    sweep = prepared(plan, pipe)
-    sweep.cells = {place: history.cell(key) for place, key in sweep.keys.items()}
-    first = plan.variants[0].request(plan, *plan.units[0])
-    told = {"recipe": recipe(first), "environment": sweep.environment, "plan": plan.plain(), "keys": list(sweep.keys.values())}
-    history.enter(f"{owner_mark(owner)}{sweep.id}"[:40], owner, SWEEP, first, json.dumps(plan.plain()), sweep.environment, told, 0)
+    sweep = begun(plan, history, owner, *described(pipe))
     yield sweep
     for (v, u), key in sweep.keys.items():
         if sweep.cells[v, u] is None:
@@ -92,27 +101,44 @@ def owner_mark(owner):
 
 
 def cell(pipe, sweep, v, u, history, on_step, stop):
-    """Runs one cell and keeps it -> its plain values. What only this moment is to blame for is not kept."""
-    plan, key = sweep.plan, sweep.keys[v, u]
-    request = plan.variants[v].request(plan, *plan.units[u])
+    """Runs one cell and keeps it -> its plain values."""
+    plan = sweep.plan
     try:
         reference = reference_of(sweep, v, u, history)
-        told, image = measured(pipe, request, plan.variants[v].stack, reference, on_step, stop)
+    except BadRequest as error:
+        answer = {"error": str(error)}, None, False
+    else:
+        answer = attempt(pipe, plan.variants[v].request(plan, *plan.units[u]), plan.variants[v].stack, reference, on_step, stop)
+    return finish(sweep, v, u, history, *answer)
+
+
+def finish(sweep, v, u, history, told, image, lasts):
+    """Keeps what `attempt` answered -> its plain values."""
+    if lasts:
+        history.finish(sweep.keys[v, u], told, image)
+    return told
+
+
+def attempt(pipe, request, stack, reference, on_step=lambda i, n: None, stop=None):
+    """(plain values, picture or None, whether another attempt would give the same) of one cell, its error among the values."""
+    try:
+        return *measured(pipe, request, stack, reference, on_step, stop), True
     except (Stopped, Lost):
         raise
     except (Refused, BadRequest) as error:
-        told, image = {"error": str(error)}, None
+        return {"error": str(error)}, None, True
     except Exception as error:
-        return {"error": sentence(error, "This picture", request)}
-    history.finish(key, told, image)
-    return told
+        return {"error": sentence(error, "This picture", request)}, None, False
+
+
+def full_of(sweep, v):
+    """The full model's variant with the settings of the variant v; itself where this is one."""
+    return next(i for i, other in enumerate(sweep.plan.variants) if other.general == sweep.plan.variants[v].general)  # it comes first
 
 
 def reference_of(sweep, v, u, history):
     """The full model's picture for the same settings, or None when this is it."""
-    plan = sweep.plan
-    wanted = plan.variants[v]
-    f = next(i for i, other in enumerate(plan.variants) if other.general == wanted.general)  # the full model comes first
+    f = full_of(sweep, v)
     if f == v:
         return None
     if "seconds" not in (sweep.cells[f, u] or {}):
@@ -145,7 +171,7 @@ def figures(sweep):
     model's time of the same prompt and seed over this one's. front: nothing else is as fast and as close."""
     plan, units = sweep.plan, len(sweep.plan.units)
     cells = [[sweep.cells.get((v, u)) or {} for u in range(units)] for v in range(len(plan.variants))]
-    full = [next(i for i, other in enumerate(plan.variants) if other.general == variant.general) for variant in plan.variants]
+    full = [full_of(sweep, v) for v in range(len(plan.variants))]
     for v, row in enumerate(cells):
         cells[v] = [told | {"speedup": cells[full[v]][u]["seconds"] / told["seconds"]}
                     if "seconds" in told and "seconds" in cells[full[v]][u] else told for u, told in enumerate(row)]

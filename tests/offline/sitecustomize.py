@@ -13,9 +13,17 @@ def here(host):
     if isinstance(host, bytes):
         host = host.decode()
     try:
-        return host in (None, "", "localhost") or ipaddress.ip_address(host).is_loopback or ipaddress.ip_address(host).is_unspecified
+        address = ipaddress.ip_address(host or "127.0.0.1")
     except ValueError:
-        return host == socket.gethostname()
+        return host in ("localhost", socket.gethostname())
+    return address.is_loopback or address.is_unspecified or host in own()
+
+
+def own():
+    """Addresses of this machine's own interfaces."""
+    import psutil
+
+    return {each.address for found in psutil.net_if_addrs().values() for each in found}
 
 
 def refuse(host):

@@ -1,0 +1,188 @@
+"""Sweeps on a Ray cluster. Every worker loads the model once, cells go to whoever is free, what comes back lies in the same
+history as ever, and a cell whose worker is lost is run again. Needs `pip install ray`, and this project at the same path on
+every machine. Ray asks the machine that it is begun on whether it is a cloud's (169.254.169.254); its reports are off.
+
+Times of different devices are never mixed: the workers of one sweep all have the device and versions of the majority, and
+how many of them share a machine is one more thing that a time, and so the key of a cell, depends on.
+"""
+
+import os
+import socket
+from collections import Counter, deque
+from contextlib import contextmanager
+from pathlib import Path
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here tells anybody that it was run
+
+import ray
+
+from .. import models
+from ..request import BadRequest
+from ..run import Lost, Stopped
+from . import sweep as sweeping
+
+ROOT = Path(__file__).parents[2]
+LOCAL = "local"
+PATIENCE = 600  # s until workers must have come
+TICK = 0.5  # s between two looks at Stop
+LOSSES = 3  # workers that one cell may cost
+
+
+class Worker:
+    """One process with one model."""
+
+    def __init__(self, model, threads):
+        self.model, self.threads = model, threads
+
+    def describe(self):
+        """(what a time depends on, hash of the weights), once the model is loaded."""
+        import torch
+
+        torch.set_num_threads(self.threads)
+        self.pipe = models.load(self.model)
+        return sweeping.described(self.pipe)
+
+    def attempt(self, *cell):
+        return sweeping.attempt(self.pipe, *cell)
+
+
+class Crew:
+    """The workers of a sweep. free: those with nothing to do; coming: {future: worker} of those that load their model;
+    told, weights: what all have in common, None until `settle`."""
+
+    def __init__(self, model, cores, most):
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+        if any(node.get("GPU") for node in nodes):
+            cores, room, needs = 1, [int(node.get("GPU", 0)) for node in nodes], {"num_gpus": 1, "num_cpus": 1}
+        else:
+            cores = cores or int(min((node["CPU"] for node in nodes), default=1))
+            room, needs = [int(node["CPU"] // cores) for node in nodes], {"num_cpus": cores}
+        if not any(room):
+            raise BadRequest("ray", f"No machine of this cluster has {cores} cores: give fewer with --cores.")
+        self.make = lambda: ray.remote(Worker).options(**needs).remote(model, cores)
+        self.beside, self.free, self.coming, self.told, self.weights = max(room), [], {}, None, None
+        for _ in range(min(sum(room), most)):
+            self.call()
+
+    def call(self):
+        worker = self.make()
+        self.coming[worker.describe.remote()] = worker
+
+    def settle(self):
+        """Waits for the first workers, and lets those go whose device is not the majority's -> how many those are."""
+        arrived, late = ray.wait(list(self.coming), num_returns=len(self.coming), timeout=PATIENCE)
+        if not arrived:
+            raise BadRequest("ray", f"No worker was ready within {PATIENCE} s: look at `ray status`.")
+        known = [(self.coming.pop(future), *ray.get(future)) for future in arrived]
+        self.told, self.weights = majority([(told, weights) for _, told, weights in known])
+        self.free = [worker for worker, *told in known if told == [self.told, self.weights]]
+        if self.beside > 1:
+            self.told |= {"workers on a machine": str(self.beside)}
+        return len(known) - len(self.free)
+
+    def welcome(self, future):
+        """A worker that comes in the place of a lost one; where it was lost too, another one is called."""
+        worker = self.coming.pop(future)
+        try:
+            told, weights = ray.get(future)
+        except ray.exceptions.RayActorError:
+            self.call()
+        else:
+            if weights == self.weights and told.items() <= self.told.items():
+                self.free.append(worker)
+
+
+def majority(described):
+    """The most frequent of several (environment, weights); the first of those that are equally frequent."""
+    return max(described, key=described.count)
+
+
+@contextmanager
+def joined(address):
+    """A driver in the cluster at an address; `local`: one of this machine, made for this sweep."""
+    options = {} if address == LOCAL else {"address": address}
+    try:
+        host, _, port = address.rpartition("://")[2].rpartition(":")
+        if port.isdecimal():
+            socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself would try for minutes, and end the program
+        ray.init(**options, include_dashboard=False if address == LOCAL else None, log_to_driver=False, logging_level="ERROR",
+                 runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+    except (OSError, ValueError) as error:
+        raise BadRequest("ray", f"There is no cluster at {address}: {error}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run(plan, history, owner, address=LOCAL, cores=None, stop=None):
+    """As sweep.run, on a cluster. cores: of a worker without a GPU; by default, all of the smallest machine, so that nothing
+    else runs beside what is timed. Raises BadRequest where there is no cluster, or none of its workers comes or stays."""
+    with joined(address):
+        crew = Crew(plan.model, cores, len(plan.variants) * len(plan.units))
+        if others := crew.settle():
+            print(f"{others} workers have another device or other versions, and times are not mixed: they do nothing.")
+        sweep = sweeping.begun(plan, history, owner, crew.told, crew.weights)
+        yield sweep
+        for _ in finished(sweep, history, crew, stop):
+            yield sweep
+
+
+def finished(sweep, history, crew, stop):
+    """Yields after every cell that is finished, until all are."""
+    waiting, running, losses, idle = deque(place for place in sweep.keys if sweep.cells[place] is None), {}, Counter(), 0.0
+    while waiting or running:
+        for place in [place for place in waiting if after(sweep, *place)]:
+            answer = begin(sweep, place, history, crew, running)
+            if answer is None:
+                break
+            waiting.remove(place)
+            if answer:
+                sweep.cells[place] = sweeping.finish(sweep, *place, history, *answer)
+                yield
+        idle = 0.0 if running else idle + TICK
+        if idle > PATIENCE:
+            raise BadRequest("ray", f"All workers were lost and none came for {PATIENCE} s. What was finished is kept: the same sweep goes on from there.")
+        if not running and not crew.coming and not crew.free:
+            crew.call()
+        done, _ = ray.wait([*running, *crew.coming], timeout=TICK) if running or crew.coming else ([], [])
+        if stop and stop():
+            raise Stopped
+        for future in done:
+            if future in crew.coming:
+                crew.welcome(future)
+                continue
+            worker, place = running.pop(future)
+            try:
+                answer = ray.get(future)
+                crew.free.append(worker)
+            except (ray.exceptions.RayActorError, Lost):
+                losses[place] += 1
+                ray.kill(worker)
+                crew.call()
+                if losses[place] < LOSSES:
+                    waiting.appendleft(place)
+                    continue
+                answer = {"error": f"{LOSSES} workers were lost while they made this picture."}, None, False
+            sweep.cells[place] = sweeping.finish(sweep, *place, history, *answer)
+            yield
+
+
+def after(sweep, v, u):
+    """Whether a cell can be run now: what it is measured against is there."""
+    f = sweeping.full_of(sweep, v)
+    return f == v or sweep.cells[f, u] is not None
+
+
+def begin(sweep, place, history, crew, running):
+    """Gives a cell to a free worker -> (); None where there is none; the answer, where no worker is needed for it."""
+    v, u = place
+    try:
+        reference = sweeping.reference_of(sweep, v, u, history)
+    except BadRequest as error:
+        return {"error": str(error)}, None, False
+    if not crew.free:
+        return None
+    worker, variant = crew.free.pop(), sweep.plan.variants[v]
+    running[worker.attempt.remote(variant.request(sweep.plan, *sweep.plan.units[u]), variant.stack, reference)] = worker, place
+    return ()
