@@ -19,7 +19,7 @@ app: .venv/.app
 	.venv/bin/python -m fastviz.supervise
 
 test: .venv/.test
-	.venv/bin/python -m pytest -q --timeout 600 --durations 15 tests
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile --timeout 600 --durations 25 tests
 
 torture: .venv/.test
 	.venv/bin/python -m pytest -q --timeout 900 -m "" tests/test_load.py tests/test_faults.py tests/test_reliability.py

@@ -26,8 +26,19 @@ RELIABILITY = ("test_reliability.py", "test_load.py", "test_faults.py", "test_in
 
 
 def pytest_runtest_logreport(report):
-    if report.failed and report.nodeid.partition("::")[0].endswith(RELIABILITY):
+    if report.failed and not hasattr(report, "node") and report.nodeid.partition("::")[0].endswith(RELIABILITY):  # once, where it ran
         LEDGER.unexpected += 1
+
+
+def pytest_sessionfinish(session):
+    """A process of pytest-xdist hands its ledger over."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["ledger"] = LEDGER.plain()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    LEDGER.add(node.workeroutput["ledger"])
 
 
 @pytest.hookimpl(wrapper=True)

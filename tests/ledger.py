@@ -78,6 +78,17 @@ class Ledger:
         self.temp_mb = max(self.temp_mb, held / 2**20)
         return held / 2**20
 
+    def plain(self):
+        """All that `add` needs to know of a ledger of another process."""
+        return [self.submitted, self.ends, self.seconds, self.peak_concurrency, self.temp_mb, self.faults, self.inputs_tried, self.unexpected]
+
+    def add(self, plain):
+        submitted, ends, seconds, peak, temp, faults, tried, unexpected = plain
+        self.submitted, self.inputs_tried, self.unexpected = self.submitted + submitted, self.inputs_tried + tried, self.unexpected + unexpected
+        self.ends = {name: count + ends[name] for name, count in self.ends.items()}
+        self.seconds, self.faults = self.seconds + seconds, self.faults + faults
+        self.peak_concurrency, self.temp_mb = max(self.peak_concurrency, peak), max(self.temp_mb, temp)
+
     def line(self):
         return json.dumps({"submitted": self.submitted, **self.ends, "p50": quantile(self.seconds, 0.5), "p95": quantile(self.seconds, 0.95),
                            "peak_concurrency": self.peak_concurrency, "temp_mb": round(self.temp_mb, 2), "faults_survived": len(self.faults),
