@@ -7,8 +7,9 @@ A server whose device is lost ends with 70, and has to be started again: `python
 import argparse
 import dataclasses
 import gc
-import logging
 import hmac
+import importlib.util
+import logging
 import os
 import subprocess
 import sys
@@ -66,8 +67,12 @@ def arguments():
     parser = argparse.ArgumentParser(description="Serves the page of fastviz.")
     parser.add_argument("--profile", default=profile.default(), help="a profile of spaces_config.yaml")
     parser.add_argument("--host", help="address to listen on, the profile's by default; all but this machine's need FASTVIZ_PASSWORD")
+    parser.add_argument("--mcp", action="store_true", help="answer language models too, at /gradio_api/mcp/: needs gradio[mcp]")
     parser.add_argument("--model-folder", metavar="PATH", help="a diffusers folder of your own, offered as one more model")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.mcp and importlib.util.find_spec("mcp") is None:
+        sys.exit("--mcp needs a package that is not installed: pip install 'gradio[mcp]'.")
+    return args
 
 
 def chosen_profile(args):
@@ -110,7 +115,7 @@ def main():
         page.launch(server_name=chosen.address, server_port=PORT, share=False, strict_cors=True, max_file_size="2mb",
                     show_error=False, enable_monitoring=False, run_history=False, state_session_capacity=64,
                     theme=look.theme(), css=look.styles(), head=look.head(), footer_links=[], ssr_mode=False,
-                    prevent_thread_lock=True, quiet=True, **door(),
+                    mcp_server=args.mcp, prevent_thread_lock=True, quiet=True, **door(),
                     app_kwargs={"middleware": [Middleware(Gate, chosen.hosts)],
                                 "routes": health.routes(page._queue, chosen.queue, READY, chosen.metrics)})
     except OSError:

@@ -8,6 +8,7 @@ import gradio as gr
 from ..models import MODELS, prompt_cut, unknown_words
 from ..request import PROMPT_LENGTH, BadRequest, Request
 from . import draw, worker
+from .api import Api
 from .ask import CHOSEN, OWN, Ask
 from .inside import Inside
 from .job import GONE, LOST, Job, able
@@ -30,7 +31,7 @@ class Page:
     asks the same; turns: whose turn it is, None where the queue alone decides; shelf: what is kept, None where nothing is."""
 
     def __init__(self, profile):
-        self.profile, self.ask, self.visits, self.known = profile, Ask(profile), Visits(), {}
+        self.profile, self.ask, self.visits, self.known, self.api = profile, Ask(profile), Visits(), {}, Api(self)
         self.turns = Turns(profile.per_visitor) if profile.per_visitor else None
         self.pipeline = dict(concurrency_id="pipeline", concurrency_limit=profile.queue if self.turns else 1)
         self.shelf, self.fault = shelf_of(profile)
@@ -115,7 +116,8 @@ class Page:
         self.stop.click(self.stopped, None, shown, cancels=runs, queue=False, **PRIVATE)
         self.wire_controls(controls)
         self.blocks.unload(self.leave)
-        gr.api(self.api, api_name="compare", **self.pipeline)
+        for endpoint in (self.api.compare, self.api.measure):
+            gr.api(endpoint, api_name=endpoint.__name__, **self.pipeline)
 
     def wire_controls(self, controls):
         """What changes controls, and what controls change at once."""
@@ -244,31 +246,6 @@ class Page:
                  for words in [unknown_words(model, prompt)] if words]
         cut = prompt_cut(model, prompt)
         return notes + ([f"too long for this model: cut before “{cut}”"] if cut else [])
-
-    def api(self, prompt: str, seed: int = 0, steps: int | None = None, guidance: float | None = None, size: int | None = None,
-            model: str = "stickers", methods: str | None = None, repeats: int = 1) -> dict:
-        """Compares the rows named by `methods` and streams them; a refusal is {"state": "refused", "field", "sentence"}."""
-        try:
-            wanted = self.profile.check(Request(prompt, seed, steps, guidance, size, model, methods, repeats))
-            able()
-        except BadRequest as refusal:
-            yield refused(refusal)
-            return
-        with ExitStack() as turn:
-            try:
-                for ahead in self.turn(turn, "api"):  # all programs together are one visitor
-                    yield waiting(ahead)
-            except BadRequest as refusal:
-                yield refused(refusal)
-                return
-            job = self.job(wanted)
-            try:
-                for _ in job.changes():
-                    yield job.status() | job.board()
-                yield job.status() | job.board()
-            finally:
-                job.end()
-                self.remember(job)
 
 
 def visitor(request):
