@@ -14,7 +14,7 @@ from torch.utils.flop_counter import flop_registry
 
 from . import sketch
 from .bare import configuration, on_meta
-from .methods import attached, method_of
+from .methods import attached, full, method_of
 from .patch import replaced
 from .run import context_of, encoded, guided, network_inputs
 
@@ -97,13 +97,18 @@ def with_past(labels, frozen):
 
 def flops(pipe, request, stack, steps):
     """FLOP of one picture: {"text": F, "steps": (F per step, ...), "decoder": F}. Counted once per model, size, guidance,
-    stack, number of steps and with or without a sketch; a step that repeats an earlier kind of step is not executed again."""
-    key = configuration(pipe), request.size, guided(pipe, request), request.sketch is not None, stack, steps
+    stack, number of steps and with or without a sketch; a step that repeats an earlier kind of step is not executed again.
+    A scheduler calls the network once a step, so that the full model's step counts for all of them."""
+    changes = tuple(knobs for knobs in stack if method_of(knobs).ROLE != "scheduler" and method_of(knobs) is not full)
+    if not changes and steps > 1:
+        once = flops(pipe, request, stack, 1)
+        return once | {"steps": once["steps"] * steps}
+    key = configuration(pipe), request.size, guided(pipe, request), request.sketch is not None, changes, steps
     with lock:
         if key not in counted:
             if len(counted) >= KEPT:
                 counted.pop(next(iter(counted)))
-            counted[key] = count(pipe, request, stack, steps)
+            counted[key] = count(pipe, request, changes or (full.Knobs(),), steps)
         return counted[key]
 
 

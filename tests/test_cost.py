@@ -103,5 +103,5 @@ def test_what_is_remembered_is_bounded(tiny_pipe, monkeypatch):
     monkeypatch.setattr(cost, "counted", {})
     monkeypatch.setattr(cost, "count", lambda pipe, request, stack, steps: {"steps": steps})
     for steps in range(1, 7):
-        cost.flops(tiny_pipe, REQUEST, FULL, steps)
+        cost.flops(tiny_pipe, REQUEST, (tome.Knobs(),), steps)
     assert len(cost.counted) == 3 and any(key[-1] == 6 for key in cost.counted)
