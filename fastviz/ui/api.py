@@ -2,22 +2,22 @@
 
 from contextlib import ExitStack
 
-from ..request import BadRequest, Request
+from ..request import GUIDANCE, PROMPT_LENGTH, REPEATS, STEPS, BadRequest, Request
 from .job import able
 from .parts import refused, waiting
 
 FIGURES = ("stack", "title", "steps", "repeats", "error", "seconds", "spread", "speedup", "flops", "flops_share", "peak_bytes", "acted", "metrics")
-ARGUMENTS = """
+ARGUMENTS = f"""
 
 Parameters:
-    prompt: what to draw, 1000 characters at most
-    seed: of the starting noise, 0 to 4294967295
-    steps: of the full model, 1 to 100; empty for the model's own
-    guidance: 1 to 20, how closely to follow the prompt; empty for the model's own
+    prompt: what to draw, {PROMPT_LENGTH} characters at most
+    seed: of the starting noise, 0 to {2**32 - 1}
+    steps: of the full model, {STEPS[0]} to {STEPS[1]}; empty for the model's own
+    guidance: {GUIDANCE[0]} to {GUIDANCE[1]}, how closely to follow the prompt; empty for the model's own
     size: of the pictures in pixels, one of the model's; empty for the model's own
     model: "stickers", or another one that this server offers
     methods: rows, such as "full,tome(ratio=0.3),few_step(steps=12),tome+attention_reuse"; empty for a few of each kind
-    repeats: timed runs per row, 1 to 20, of which the median counts
+    repeats: timed runs per row, {REPEATS[0]} to {REPEATS[1]}, of which the median counts
 """
 
 
