@@ -19,7 +19,7 @@ def summary(request, rows, environment=None, dark=False):
     left, right = below.subplots(1, 2)
     bars(left, rows, theme)
     draw(right, rows, theme)
-    figure.suptitle(textwrap.fill(request.prompt, 100), color=theme.ink, fontsize=13, parse_math=False)
+    figure.suptitle(textwrap.fill(request.prompt, 100), color=theme.ink, fontsize=13, fontfamily=t.fonts(), parse_math=False)
     measured = ", ".join(f"{name} {value}" for name, value in (environment or {}).items() if name != "system")
     figure.supxlabel(f"seed {request.seed}, {request.steps} steps, guidance {request.guidance:g}, {request.size} px, "
                      f"median of {request.repeats}\n{measured}", color=theme.faint, fontsize=8, parse_math=False)

@@ -1,14 +1,20 @@
 """Colours, marks and numbers that all figures share. Colours are Okabe and Ito's and one of Tol's, told apart without red-green vision;
 marks differ too, so nothing hangs on colour alone."""
 
+import functools
 import io
+import warnings
 from dataclasses import dataclass
 
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#882255", "#7F7F7F")
 MARKS = "oD^sPX*v"
+CJK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei",
+       "SimHei", "WenQuanYi Zen Hei", "Arial Unicode MS")
+warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # it would spell a prompt in the log
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,13 @@ class Theme:
 
 LIGHT = Theme("#ffffff", "#1b1f24", "#57606a", "#d0d7de")
 DARK = Theme("#14171c", "#e8eaed", "#a3abb5", "#3a414b")
+
+
+@functools.cache
+def fonts():
+    """Families for words of any script: matplotlib's own, then the first of this machine's that holds Chinese and Japanese."""
+    here = {each.name for each in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *[name for name in CJK if name in here][:1]]
 
 
 def blank(width, height, theme):
