@@ -67,6 +67,8 @@ def test_what_cannot_be_is_told(tmp_path):
     plan, history = read_plan(["a cat"], rows="tome", **SMALL), History(tmp_path / "history")
     with pytest.raises(BadRequest, match="give fewer with --cores"):
         next(cluster.run(plan, history, "me", cores=9999))
+    with pytest.raises(BadRequest, match="1 or more"):
+        next(cluster.run(plan, history, "me", cores=-1))
     with pytest.raises(BadRequest, match="no cluster at 127.0.0.1:1"):
         next(cluster.run(plan, history, "me", "127.0.0.1:1"))
 

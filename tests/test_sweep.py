@@ -123,7 +123,7 @@ def test_figures_pair_every_run_with_the_full_model_of_its_prompt_and_seed():
     plan = read_plan(["a cat"], "0-1", rows="tome", **SMALL)
     cells = {(0, 0): {"seconds": 4.0, "lpips": 0.0, "error": None}, (0, 1): {"seconds": 8.0, "lpips": 0.0, "error": None},
              (1, 0): {"seconds": 2.0, "lpips": 0.2, "error": None}, (1, 1): {"seconds": 4.0, "lpips": 0.4, "error": None}}
-    done = sweeping.Sweep(plan, {"device": "a CPU"}, dict.fromkeys(cells, "k"), cells)
+    done = sweeping.Sweep(plan, {"device": "a CPU", "workers on a machine": 2}, dict.fromkeys(cells, "k"), cells)
     full, tome = sweeping.figures(done)
     assert tome["figures"]["speedup"] == (2.0, 2.0, 2.0) and tome["figures"]["lpips"][0] == pytest.approx(0.3)
     assert full["front"] and tome["front"] and tome["figures"]["match"] is None and tome["pictures"] == 2
@@ -133,6 +133,7 @@ def test_figures_pair_every_run_with_the_full_model_of_its_prompt_and_seed():
         ("full", "0", "4.0", "a CPU"), ("full", "1", "8.0", "a CPU"), ("tome", "0", "2.0", "a CPU"), ("tome", "1", "4.0", "a CPU")]
     typed = parquet.read_table(io.BytesIO(files["cells.parquet"])).to_pylist()
     assert [line["seconds"] for line in typed] == [4.0, 8.0, 2.0, 4.0] and list(typed[0]) == list(lines[0]) and typed[0]["psnr"] is None
+    assert {line["workers on a machine"] for line in lines} == {"2"}
     assert "2.00 (2.00 to 2.00)" in sweeping.table(done) and "a CPU" in sweeping.table(done)
     json.dumps(sweeping.plain(done), allow_nan=False)
 

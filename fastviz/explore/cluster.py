@@ -6,6 +6,7 @@ Times of different devices are never mixed: the workers of one sweep all have th
 how many of them share a machine is one more thing that a time, and so the key of a cell, depends on.
 """
 
+import logging
 import os
 import socket
 from collections import Counter, deque
@@ -21,6 +22,7 @@ from ..request import BadRequest
 from ..run import Lost, Stopped
 from . import sweep as sweeping
 
+log = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[2]
 LOCAL = "local"
 PATIENCE = 600  # s until workers must have come
@@ -51,6 +53,8 @@ class Crew:
     told, weights: what all have in common, None until `settle`."""
 
     def __init__(self, model, cores, most):
+        if cores is not None and cores < 1:
+            raise BadRequest("ray", "--cores must be 1 or more.")
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
         if any(node.get("GPU") for node in nodes):
             cores, room, needs = 1, [int(node.get("GPU", 0)) for node in nodes], {"num_gpus": 1, "num_cpus": 1}
@@ -60,7 +64,7 @@ class Crew:
         if not any(room):
             raise BadRequest("ray", f"No machine of this cluster has {cores} cores: give fewer with --cores.")
         self.make = lambda: ray.remote(Worker).options(**needs).remote(model, cores)
-        self.beside, self.free, self.coming, self.told, self.weights = max(room), [], {}, None, None
+        self.beside, self.free, self.coming, self.told, self.weights = min(max(room), most), [], {}, None, None
         for _ in range(min(sum(room), most)):
             self.call()
 
@@ -69,25 +73,30 @@ class Crew:
         self.coming[worker.describe.remote()] = worker
 
     def settle(self):
-        """Waits for the first workers, and lets those go whose device is not the majority's -> how many those are."""
-        arrived, late = ray.wait(list(self.coming), num_returns=len(self.coming), timeout=PATIENCE)
-        if not arrived:
+        """Waits for the first workers, and lets those go whose device is not the majority's."""
+        arrived, _ = ray.wait(list(self.coming), num_returns=len(self.coming), timeout=PATIENCE)
+        known = list(filter(None, map(self.arrive, arrived)))
+        if not known:
             raise BadRequest("ray", f"No worker was ready within {PATIENCE} s: look at `ray status`.")
-        known = [(self.coming.pop(future), *ray.get(future)) for future in arrived]
-        self.told, self.weights = majority([(told, weights) for _, told, weights in known])
-        self.free = [worker for worker, *told in known if told == [self.told, self.weights]]
+        self.told, self.weights = majority([told for _, told in known])
+        self.free = [worker for worker, told in known if told == (self.told, self.weights)]
+        if others := len(known) - len(self.free):
+            log.warning("%d workers have another device or other versions, and times are not mixed: they do nothing.", others)
         if self.beside > 1:
-            self.told |= {"workers on a machine": str(self.beside)}
-        return len(known) - len(self.free)
+            self.told = self.told | {"workers on a machine": self.beside}
 
-    def welcome(self, future):
-        """A worker that comes in the place of a lost one; where it was lost too, another one is called."""
+    def arrive(self, future):
+        """(worker, what it told of itself) of one that was coming; None of one that was lost on the way, and another is called."""
         worker = self.coming.pop(future)
         try:
-            told, weights = ray.get(future)
+            return worker, ray.get(future)
         except ray.exceptions.RayActorError:
             self.call()
-        else:
+
+    def welcome(self, future):
+        """A worker that comes later than the others, if it is like them."""
+        if come := self.arrive(future):
+            worker, (told, weights) = come
             if weights == self.weights and told.items() <= self.told.items():
                 self.free.append(worker)
 
@@ -101,12 +110,13 @@ def majority(described):
 def joined(address):
     """A driver in the cluster at an address; `local`: one of this machine, made for this sweep."""
     options = {} if address == LOCAL else {"address": address}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     try:
         host, _, port = address.rpartition("://")[2].rpartition(":")
         if port.isdecimal():
             socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself would try for minutes, and end the program
         ray.init(**options, include_dashboard=False if address == LOCAL else None, log_to_driver=False, logging_level="ERROR",
-                 runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+                 runtime_env={"env_vars": {"PYTHONPATH": path}})
     except (OSError, ValueError) as error:
         raise BadRequest("ray", f"There is no cluster at {address}: {error}") from None
     try:
@@ -120,8 +130,7 @@ def run(plan, history, owner, address=LOCAL, cores=None, stop=None):
     else runs beside what is timed. Raises BadRequest where there is no cluster, or none of its workers comes or stays."""
     with joined(address):
         crew = Crew(plan.model, cores, len(plan.variants) * len(plan.units))
-        if others := crew.settle():
-            print(f"{others} workers have another device or other versions, and times are not mixed: they do nothing.")
+        crew.settle()
         sweep = sweeping.begun(plan, history, owner, crew.told, crew.weights)
         yield sweep
         for _ in finished(sweep, history, crew, stop):
@@ -132,20 +141,23 @@ def finished(sweep, history, crew, stop):
     """Yields after every cell that is finished, until all are."""
     waiting, running, losses, idle = deque(place for place in sweep.keys if sweep.cells[place] is None), {}, Counter(), 0.0
     while waiting or running:
-        for place in [place for place in waiting if after(sweep, *place)]:
-            answer = begin(sweep, place, history, crew, running)
-            if answer is None:
-                break
+        if crew.free and (place := next((place for place in waiting if after(sweep, *place)), None)):
             waiting.remove(place)
-            if answer:
-                sweep.cells[place] = sweeping.finish(sweep, *place, history, *answer)
+            try:
+                wanted = sweeping.asked(sweep, *place, history)
+            except BadRequest as error:
+                sweep.cells[place] = {"error": str(error)}
                 yield
+            else:
+                worker = crew.free.pop()
+                running[worker.attempt.remote(*wanted)] = worker, place
+            continue
         idle = 0.0 if running else idle + TICK
         if idle > PATIENCE:
             raise BadRequest("ray", f"All workers were lost and none came for {PATIENCE} s. What was finished is kept: the same sweep goes on from there.")
-        if not running and not crew.coming and not crew.free:
+        if not running and not crew.coming:
             crew.call()
-        done, _ = ray.wait([*running, *crew.coming], timeout=TICK) if running or crew.coming else ([], [])
+        done, _ = ray.wait([*running, *crew.coming], timeout=TICK)
         if stop and stop():
             raise Stopped
         for future in done:
@@ -172,17 +184,3 @@ def after(sweep, v, u):
     """Whether a cell can be run now: what it is measured against is there."""
     f = sweeping.full_of(sweep, v)
     return f == v or sweep.cells[f, u] is not None
-
-
-def begin(sweep, place, history, crew, running):
-    """Gives a cell to a free worker -> (); None where there is none; the answer, where no worker is needed for it."""
-    v, u = place
-    try:
-        reference = sweeping.reference_of(sweep, v, u, history)
-    except BadRequest as error:
-        return {"error": str(error)}, None, False
-    if not crew.free:
-        return None
-    worker, variant = crew.free.pop(), sweep.plan.variants[v]
-    running[worker.attempt.remote(variant.request(sweep.plan, *sweep.plan.units[u]), variant.stack, reference)] = worker, place
-    return ()

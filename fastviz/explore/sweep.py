@@ -102,14 +102,17 @@ def owner_mark(owner):
 
 def cell(pipe, sweep, v, u, history, on_step, stop):
     """Runs one cell and keeps it -> its plain values."""
-    plan = sweep.plan
     try:
-        reference = reference_of(sweep, v, u, history)
+        wanted = asked(sweep, v, u, history)
     except BadRequest as error:
-        answer = {"error": str(error)}, None, False
-    else:
-        answer = attempt(pipe, plan.variants[v].request(plan, *plan.units[u]), plan.variants[v].stack, reference, on_step, stop)
-    return finish(sweep, v, u, history, *answer)
+        return {"error": str(error)}
+    return finish(sweep, v, u, history, *attempt(pipe, *wanted, on_step, stop))
+
+
+def asked(sweep, v, u, history):
+    """(request, stack, picture to measure it against) of a cell. BadRequest where there is no such picture."""
+    variant = sweep.plan.variants[v]
+    return variant.request(sweep.plan, *sweep.plan.units[u]), variant.stack, reference_of(sweep, v, u, history)
 
 
 def finish(sweep, v, u, history, told, image, lasts):
@@ -217,7 +220,8 @@ def spelled(figure, digits):
 def tables(sweep):
     """{file name: bytes} of one table, a line per picture: where it is, what was measured, on what. Times in s, peak_bytes of
     memory, None where nothing was measured; what varied is text in both files, and so is the seed."""
-    names = [name for name in variables(sweep.plan) if name not in ("prompt", "seed")] + ["prompt", "seed", *MEASURED, *TIMED]
+    names = [name for name in variables(sweep.plan) if name not in ("prompt", "seed")]
+    names += ["prompt", "seed", *MEASURED, *dict.fromkeys([*TIMED, *sweep.environment])]
     lines = []
     for (v, u), told in sweep.cells.items():
         prompt, seed = sweep.plan.units[u]
