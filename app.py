@@ -72,6 +72,8 @@ def arguments():
     args = parser.parse_args()
     if args.mcp and importlib.util.find_spec("mcp") is None:
         sys.exit("--mcp needs a package that is not installed: pip install 'gradio[mcp]'.")
+    if args.mcp and os.environ.get("FASTVIZ_PASSWORD"):  # Gradio tells what its tools are without it, and calls none with it
+        sys.exit("--mcp knows no password: unset FASTVIZ_PASSWORD and listen on this machine only, or leave --mcp out.")
     return args
 
 
@@ -109,8 +111,8 @@ def main():
         for key in chosen.models:  # before the first visitor: a worker is a copy of this process
             if not checkpoints.MODELS[key].missing:
                 warm([key])
-    temp.keep(FOLDER, 60 * chosen.temp_minutes, chosen.temp_megabytes)
     page = Page(chosen).blocks.queue(max_size=chosen.queue, api_open=False)
+    temp.keep(FOLDER, 60 * chosen.temp_minutes, chosen.temp_megabytes, page.temp_file_sets)
     try:
         page.launch(server_name=chosen.address, server_port=PORT, share=False, strict_cors=True, max_file_size="2mb",
                     show_error=False, enable_monitoring=False, run_history=False, state_session_capacity=64,

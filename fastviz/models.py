@@ -120,7 +120,8 @@ def precision(where):
 
 
 def torchvision_fault():
-    """"" when torchvision works. Else why not; it is then hidden, because a broken one takes diffusers down with it."""
+    """"" when torchvision works. Else why not; it is then hidden, because a broken one takes diffusers down with it.
+    Whatever imports diffusers or transformers asks before: they look once which packages there are."""
     with _looking:  # of two threads that fail in the same import, one would uncover what the other has hidden
         return look_at_torchvision()
 
@@ -312,6 +313,7 @@ def load_clip():
 def tokenizer(folder):
     """The tokenizer of a model's folder: a copy of our own, because the pipeline's is written to while it runs."""
     check(folder, part="tokenizer/")
+    torchvision_fault()
     with _lock:  # transformers cannot be imported by two threads at once
         from transformers import CLIPTokenizer
 

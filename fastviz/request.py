@@ -268,8 +268,8 @@ def check_methods(methods):
             raise BadRequest("methods", f"The list of methods is too long: {ROWS} rows at most.")
         methods = tuple(parse_stack(part) for part in filter(None, split(methods, ",")))
     kinds = {method.Knobs for method in METHODS}
-    if not isinstance(methods, (tuple, list)) or not all(
-            isinstance(stack, (tuple, list)) and stack and all(type(knobs) in kinds for knobs in stack) for stack in methods):
+    if not isinstance(methods, tuple) or not all(
+            isinstance(stack, tuple) and stack and all(type(knobs) in kinds for knobs in stack) for stack in methods):
         raise BadRequest("methods", "Methods must be text such as full,tome or a tuple of stacks of Knobs.")
     stacks = [check_stack(stack) for stack in methods]
     full = (BY_KEY["full"].Knobs(),)

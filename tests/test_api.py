@@ -2,6 +2,10 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from gradio_client import Client
@@ -9,6 +13,7 @@ from serving import HTTP, serve
 
 from fastviz.ui.api import ARGUMENTS
 
+ROOT = Path(__file__).parents[1]
 ASKED = dict(seed=3, steps=2, size=128, methods="full,tome")
 NAMES = [line.strip().partition(":")[0] for line in ARGUMENTS.splitlines() if ": " in line]
 
@@ -49,3 +54,9 @@ def test_a_language_model_measures(tmp_path, tiny_folder):
     schema = tools["measure"].inputSchema["properties"]
     assert list(schema) == NAMES and all(each["description"] for each in schema.values())
     assert not answer.isError and '"finished"' in answer.content[0].text.replace("'", '"') and "tome" in answer.content[0].text
+
+
+def test_tools_are_not_offered_past_a_password():
+    done = subprocess.run([sys.executable, "app.py", "--mcp"], cwd=ROOT, env={**os.environ, "FASTVIZ_PASSWORD": "open sesame"},
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "--mcp knows no password" in done.stderr

@@ -117,13 +117,17 @@ def test_sweeping_bounds_age_and_bytes(tmp_path):
 
 
 def test_the_janitor_sweeps_again_and_again(tmp_path):
-    temp.keep(tmp_path, 3600, 1, every=0.02)
+    known = {str(tmp_path / "first"), "/dev/null"}
+    temp.keep(tmp_path, 3600, 1, [known], every=0.02)
     for name in ("first", "second"):
         (tmp_path / name).write_bytes(bytes(2**21))
         end = time.time() + 20
         while (tmp_path / name).exists():
             assert time.time() < end
             time.sleep(0.01)
+    while known != {"/dev/null"}:
+        assert time.time() < end
+        time.sleep(0.01)
 
 
 def test_a_profile_bounds_requests():

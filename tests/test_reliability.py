@@ -24,7 +24,7 @@ HARMLESS = ("<script>alert(1)</script>", "{{7*7}}", "../../etc/passwd", "http://
 def bad():
     for field in FIELDS:
         values = {"prompt": PROMPTS, "model": ("", "../etc", "a/b", None, 3, ["stickers"], {}),
-                  "methods": ("nonsense", "tome(ratio=9)", "tome,tome", "full+tome", "tome(", "few_step(match=nothing)", 3, None, {}, "tome," * 900)}
+                  "methods": ("nonsense", "tome(ratio=9)", "tome,tome", "full+tome", "tome(", "few_step(match=nothing)", 3, None, {}, [], "tome," * 900)}
         for value in values.get(field, NUMBERS):
             if not (field in ("steps", "guidance", "size", "methods") and value is None) and not (field == "guidance" and value == 1.5):
                 yield field, json.dumps(value)

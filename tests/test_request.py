@@ -98,7 +98,7 @@ REFUSED_METHODS = [
     "tome(sx=" + "9" * 5000 + ")", "tome(random=1)", "tome(__class__=1)", "few_step(solver=euler)", "few_step(match=nobody)", "few_step(match=few_step)",
     "few_step(match=\ud800)", "attention_reuse(schedule=0110)", "attention_reuse(schedule=" + "1" * 301 + ")", "few_step(match=(tome))",
     ",".join(f"few_step(steps={n})" for n in range(1, ROWS + 1)), "x" * (METHODS_LENGTH + 1), "+", "tome+", "()", "a)b(,c", "\0",
-    7, {"full": 1}, ("tome",), ((),), (("tome",),), ((tome.Knobs,),), ((tome.Knobs(), 3),), b"tome",
+    7, {"full": 1}, [], [(tome.Knobs(),)], ("tome",), ((),), (("tome",),), ((tome.Knobs,),), ((tome.Knobs(), 3),), b"tome",
     ((tome.Knobs(ratio="0.5"),),), ((tome.Knobs(ratio=float("nan")),),), ((tome.Knobs(ratio=[0.5]),),), ((tome.Knobs(random=1),),),
     ((few_step.Knobs(solver=["dpm"]),),), ((few_step.Knobs(match=None),),), ((few_step.Knobs(steps=10**400),),), ((few_step.Knobs(match="a,b"),),),
 ]

@@ -51,12 +51,18 @@ def look(path):
     return None if path.is_dir() else (told.st_mtime, told.st_size, path)
 
 
-def keep(folder, seconds, megabytes, every=30.0):
-    """Starts the janitor: a thread that sweeps for as long as the process lives and outlives its own errors."""
+def keep(folder, seconds, megabytes, known=(), every=30.0):
+    """Starts the janitor: a thread that sweeps for as long as the process lives and outlives its own errors.
+
+    known: sets of paths, such as Gradio's of what it has served, which never forget by themselves; files that are gone
+    are taken out of them.
+    """
     def work():
         while True:
             try:
                 sweep(folder, time.time(), seconds, megabytes)
+                for paths in known:
+                    paths -= {path for path in paths.copy() if not os.path.exists(path)}
                 health.note("janitor", "")
             except Exception:  # whatever it is: a server without a janitor fills the disk
                 log.exception("The janitor could not sweep %s and tries again.", folder)
