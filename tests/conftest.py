@@ -1,5 +1,6 @@
 """Fixtures shared by all tests. The tiny pipeline is made of real classes at tiny size with seeded random weights."""
 
+import fcntl
 import json
 import os
 import runpy
@@ -22,7 +23,7 @@ import pytest
 import torch
 from ledger import LEDGER
 
-RELIABILITY = ("test_reliability.py", "test_load.py", "test_faults.py", "test_input.py")
+RELIABILITY = ("test_reliability.py", "test_load.py", "test_faults.py")
 
 
 def pytest_runtest_logreport(report):
@@ -53,6 +54,14 @@ def pytest_unconfigure(config):
     """The ledger is the very last line."""
     if LEDGER.submitted and (terminal := config.pluginmanager.get_plugin("terminalreporter")):
         terminal.write_line(LEDGER.line())
+
+
+@pytest.fixture(autouse=True)
+def turn(request):
+    """Processes test side by side, but while one runs a test that must be `alone`, which measures time, the others wait."""
+    with open(Path(tempfile.gettempdir(), "fastviz-tests.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,7 +14,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 400  # seconds for the tests of one mutation; longer counts as noticed, because it hangs
@@ -111,26 +113,36 @@ def passes(folder, tests):
     return done.returncode == 0, failed
 
 
+def tried(copies, kind, name, text, lines, tests):
+    """What became of one mutation, in whichever copy is free."""
+    folder = copies.get()
+    path = folder / "fastviz" / name
+    whole = path.read_text()
+    path.write_text(text)
+    passed, by = passes(folder, tests)
+    path.write_text(whole)
+    copies.put(folder)
+    return {"kind": kind, "file": name, "before": lines[0], "after": lines[1], "noticed": passed is not True, "by": by}
+
+
 def main():
     told = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     told.add_argument("--drawn", type=int, default=30, help="how many are drawn besides the chosen ones")
     told.add_argument("--seed", type=int, default=0)
     told.add_argument("--out", type=Path)
     asked, found = told.parse_args(), []
-    with tempfile.TemporaryDirectory() as folder:
-        copy(folder)
-        for kind, mutations in (("chosen", chosen()), ("drawn", drawn(asked.drawn, asked.seed))):
-            for name, text, lines, tests in mutations:
-                path = Path(folder, "fastviz", name)
-                whole = path.read_text()
-                path.write_text(text)
-                passed, by = passes(folder, tests)
-                path.write_text(whole)
-                found.append({"kind": kind, "file": name, "before": lines[0], "after": lines[1], "noticed": passed is not True, "by": by})
-                print(f"{'survived' if passed else 'noticed ':8}  {kind}  {name}: {lines[0]}  ->  {lines[1]}", flush=True)
-                report = {"command": f"python tests/mutations.py --drawn {asked.drawn} --seed {asked.seed}", "mutations": found}
-                if asked.out:
-                    asked.out.write_text(json.dumps(report, indent=1) + "\n")
+    mutations = [(kind, *each) for kind, all_of in (("chosen", chosen()), ("drawn", drawn(asked.drawn, asked.seed))) for each in all_of]
+    with tempfile.TemporaryDirectory() as top, ThreadPoolExecutor(2) as pool:
+        copies = Queue()
+        for name in ("one", "two"):
+            copy(Path(top, name))
+            copies.put(Path(top, name))
+        for each in pool.map(lambda mutation: tried(copies, *mutation), mutations):
+            found.append(each)
+            print(f"{'noticed' if each['noticed'] else 'survived':8}  {each['kind']}  {each['file']}: {each['before']}  ->  {each['after']}", flush=True)
+            report = {"command": f"python tests/mutations.py --drawn {asked.drawn} --seed {asked.seed}", "mutations": found}
+            if asked.out:
+                asked.out.write_text(json.dumps(report, indent=1) + "\n")
     survived = [each for each in found if not each["noticed"]]
     print(json.dumps({"mutations": len(found), "noticed": len(found) - len(survived), "survived": len(survived)}))
     return any(each["kind"] == "chosen" for each in survived)

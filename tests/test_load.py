@@ -81,7 +81,7 @@ def test_as_many_at_once_as_there_are_places(tiny_server, reference):
     assert results == [("completed", reference(i % SEEDS)) for i in range(PLACES)]
 
 
-@pytest.mark.parametrize("count", (40, pytest.param(100, marks=full)))
+@pytest.mark.parametrize("count", (40, pytest.param(100, marks=(full, pytest.mark.alone))))
 def test_a_crowd_gets_the_places_and_the_rest_is_refused_at_once(tiny_server, reference, count):
     """While the pipeline is taken nobody is served, so exactly the places are given away, whoever is quickest."""
     before, results = tiny_server.metric('fastviz_refusals_total{field="queue"}'), []
@@ -169,7 +169,7 @@ def containers(server):
     return json.loads(path.read_text())
 
 
-def batch(server, count, pages=True):
+def batch(server, count, pages):
     """The same work each time it is called: refusals, comparisons by call, and by page, each with a session of its own."""
     page = tiny_page().ask.values(Request("a cat", steps=1, size=128, methods="full", repeats=1))
     for i in range(count):
@@ -179,20 +179,21 @@ def batch(server, count, pages=True):
     wait(server.idle)
 
 
-@pytest.mark.parametrize("pages", (False, pytest.param(True, marks=full)))
-def test_two_batches_leave_no_container_larger(tiny_server, pages):
-    """What grows by as much as there were requests, twice in a row, grows for ever."""
-    count = 8 if pages else 5
+def grown(server, count, pages):
+    """The containers that two batches of `count` requests each made larger by as much: they grow for ever."""
+    told = [containers(server)]
+    for _ in range(2):
+        batch(server, count, pages)
+        told.append(containers(server))
+    both = [(each, told[1].get(key), told[2].get(key)) for key, each in told[0].items()]
+    return [each for each in both if all(each) and each[1][1] - each[0][1] >= count and each[2][1] - each[1][1] >= count]
+
+
+def test_two_batches_leave_no_container_larger(tiny_server):
     for _ in range(70):  # more sessions than are remembered
         tiny_server.call("compare", asked(-1))
-    batch(tiny_server, 70 if pages else count, pages)
-    told = [containers(tiny_server)]
-    for _ in range(2):
-        batch(tiny_server, count, pages)
-        told.append(containers(tiny_server))
-    both = [(each, told[1].get(key), told[2].get(key)) for key, each in told[0].items()]
-    grown = [each for each in both if all(each) and each[1][1] - each[0][1] >= count and each[2][1] - each[1][1] >= count]
-    assert not grown, grown[:5]
+    batch(tiny_server, 5, pages=False)
+    assert not grown(tiny_server, 5, pages=False)
 
 
 def resident(server):
@@ -201,7 +202,8 @@ def resident(server):
 
 @full
 def test_five_hundred_jobs_stay_within_bounds(tiny_server, reference):
-    """Comparisons, pages, refusals and visitors who leave; memory after the first hundred is nearly that at the end."""
+    """Comparisons, pages, refusals and visitors who leave; memory after the first hundred is nearly that at the end, and no
+    container goes on growing once there were more pages than are remembered."""
     page = tiny_page().ask.values(Request("a cat", seed=1, steps=2, size=128, methods="full", repeats=1))
     early = None
     for i in range(500):
@@ -221,3 +223,4 @@ def test_five_hundred_jobs_stay_within_bounds(tiny_server, reference):
     wait(tiny_server.idle)
     assert resident(tiny_server) < early + 100, f"{early:.0f} MB became {resident(tiny_server):.0f} MB"
     assert os.path.isdir(tiny_server.temp)
+    assert not grown(tiny_server, 8, pages=True)

@@ -1,7 +1,12 @@
 """The lock file beside the loose requirements: complete, within the floors, and naming no host."""
 
+import json
 import re
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import audit
 import lock
 import pytest
 from packaging.utils import canonicalize_name
@@ -35,3 +40,35 @@ def test_what_is_needed_is_found_through_others():
     found = lock.closure(lock.asked("requirements.txt"))
     assert {"numpy", "starlette", "huggingface-hub", "prometheus-client"} <= set(found) and "pytest" not in found
     assert set(found) <= set(lock.closure(lock.asked("requirements-test.txt")))
+
+
+@contextmanager
+def database(vulnerabilities):
+    """The address of a database like OSV's that knows {name: [ids]}."""
+    class Answers(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            told = [{"id": each, "summary": "", "affected": [{"package": asked["package"], "ranges": []}]}
+                    for each in vulnerabilities.get(asked["package"]["name"], ())]
+            body = json.dumps({"vulns": told}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1/query"
+        server.shutdown()
+
+
+def test_known_vulnerabilities_are_told_where_their_database_is_reached():
+    pytest.importorskip("pip_audit", reason="pip-audit is not installed: pip install pip-audit")
+    with database({"pillow": ["GHSA-0000"]}) as url:
+        assert audit.vulnerable("--osv-url", url) == [f"pillow {PINNED['pillow']}: GHSA-0000"]
+    with database({}) as url:
+        assert audit.vulnerable("--osv-url", url) == []
+    assert audit.vulnerable("--osv-url", "http://127.0.0.1:1/v1/query") is None
