@@ -34,6 +34,12 @@ CHOSEN = (  # file, what is there, what it becomes, the test that fails
     ("request.py", '"Seed", self.seed, 0, 2**32 - 1', '"Seed", self.seed, 0, 2**32', "test_request.py::test_the_bounds_themselves_pass_and_their_neighbours_do_not"),
     ("supervise.py", "        sys.stdin.buffer.read()\n        os._exit(0)", "        sys.stdin.buffer.read()", "test_supervise.py::test_however_it_ends_nothing_stays_behind"),
 )
+SAME = {  # what a mutation became -> why no test can notice: where one survives that is not here, the run fails
+    "Path(parent, HASHES).write_text(json.dumps(table, indent=2) + '\\n')": "only the look of a file that programs read",
+    "order = importance.argsort(stable=False, dim=-1, descending=True)": "torch sorts stably on a CPU either way; on a GPU ties would change places",
+    "key = (configuration(pipe), request.size, guided(pipe, request), request.sketch is None, changes, steps)": "tells the same two cases apart",
+    "self.order.copy_(torch.from_numpy(self.draw(step)), non_blocking=self.context.device != 'cuda')": "decides when, not what, is copied",
+}
 DRAWN = {  # file -> the tests that guard it
     "patch.py": "test_patch.py", "run.py": "test_run.py", "models.py": "test_models.py", "request.py": "test_request.py",
     "metrics.py": "test_metrics.py", "compare.py": "test_compare.py", "store.py": "test_store.py", "trace.py": "test_lens.py test_inside.py test_contract.py",
@@ -54,8 +60,8 @@ def sites(tree):
     a default of a paper is no logic."""
     found = []
     for top in tree.body:
-        if isinstance(top, (ast.FunctionDef, ast.ClassDef)):
-            for node in ast.walk(top):
+        for part in top.body if isinstance(top, ast.ClassDef) else [top]:
+            for node in ast.walk(part) if isinstance(part, ast.FunctionDef) else ():
                 operator = node.ops[0] if isinstance(node, ast.Compare) else getattr(node, "op", None)
                 plain = isinstance(node, ast.Constant) and type(node.value) in (int, float, bool)
                 if type(operator) in OTHER or isinstance(operator, ast.Not) or plain:
@@ -122,7 +128,8 @@ def tried(copies, kind, name, text, lines, tests):
     passed, by = passes(folder, tests)
     path.write_text(whole)
     copies.put(folder)
-    return {"kind": kind, "file": name, "before": lines[0], "after": lines[1], "noticed": passed is not True, "by": by}
+    told = {"kind": kind, "file": name, "before": lines[0], "after": lines[1], "noticed": passed is not True, "by": by}
+    return told if told["noticed"] else told | {"why": SAME.get(lines[1], "")}
 
 
 def main():
@@ -144,8 +151,9 @@ def main():
             if asked.out:
                 asked.out.write_text(json.dumps(report, indent=1) + "\n")
     survived = [each for each in found if not each["noticed"]]
-    print(json.dumps({"mutations": len(found), "noticed": len(found) - len(survived), "survived": len(survived)}))
-    return any(each["kind"] == "chosen" for each in survived)
+    unexplained = sum(not each["why"] for each in survived)
+    print(json.dumps({"mutations": len(found), "noticed": len(found) - len(survived), "survived": len(survived), "unexplained": unexplained}))
+    return bool(unexplained)
 
 
 if __name__ == "__main__":

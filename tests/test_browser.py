@@ -135,6 +135,9 @@ def test_four_rows_from_a_prompt(visit):
     table(tab.page)
     wipe(tab.page)
     take_away(tab)
+    tab.page.locator("#run").click()
+    assert tab.wait("finished", "failed") == "finished", tab.words
+    assert [tab.page.locator(".card img").nth(i).get_attribute("src") for i in range(4)] == pictures  # a second time, bit for bit
 
 
 def table(page):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastviz import models
+from fastviz import models, views
 from fastviz.patch import transformer_blocks
 from fastviz.request import BadRequest, Request
 from fastviz.trace import load
@@ -102,6 +102,14 @@ def test_what_does_not_exist_is_refused(told):
         told = {"key": 0, "block": "b", "show": "skipped", "kinds": {}} | told
     with pytest.raises(BadRequest, match="does not exist"):
         checked(told, ["b"], [0, 1])
+
+
+@pytest.mark.parametrize("steps", (3, inside.COLUMNS, 2 * inside.COLUMNS + 3))
+def test_pictures_on_a_sheet_are_found_again(steps):
+    frames = np.stack([np.full((16, 32, 4), (10 * step, 100, 255 - 10 * step, 255), np.uint8) for step in range(steps)])
+    again = [np.asarray(each.convert("RGB"), float) for each in inside.cut(inside.webp(views.sheet(frames, inside.COLUMNS)), steps)]
+    assert [each.shape for each in again] == [(16, 32, 3)] * steps
+    assert all(np.abs(each - frame[..., :3]).mean() < 8 for each, frame in zip(again, frames))  # the sheet is lossy
 
 
 def test_words_are_those_that_the_model_read():

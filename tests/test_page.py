@@ -10,11 +10,13 @@ import yaml
 from gradio_client import Client
 from PIL import Image
 
-from fastviz import profile, store
+from fastviz import models, profile, store
+from fastviz.methods import tome
 from fastviz.request import BadRequest, Request, methods_text
 from fastviz.ui import temp
 from fastviz.ui.ask import CHOSEN, Ask
 from fastviz.ui.board import measured, span
+from fastviz.ui.job import Job
 from fastviz.ui.page import Page
 from fastviz.ui.restore import parse
 
@@ -62,6 +64,8 @@ def test_combine_uses_the_settings_of_each_method(ask):
 def test_the_curve_adds_four_rows_and_none_twice(ask):
     asked = ask.request(changed(ask, curve=True, few_step=True, steps=50, **{"few_step.steps": 20}))
     assert [stack[0].steps for stack in asked.methods[1:]] == [20, 30, 10, 5]
+    assert [stack[0].steps for stack in ask.request(changed(ask, curve=True, steps=4)).methods[1:]] == [2, 1]
+    assert [stack[0].steps for stack in ask.request(changed(ask, curve=True, steps=1)).methods[1:]] == [1]
 
 
 @pytest.mark.parametrize("field, values", (
@@ -191,3 +195,18 @@ def test_a_cancelled_run_leaves_the_place_free(server):
     begun = time.time()
     told = Client(server.address, verbose=False).predict("a dog", steps=1, size=128, methods="full", api_name="/compare")
     assert told["state"] == "finished" and time.time() - begun < 180  # far less than the cancelled run had left
+
+
+def test_rows_are_shown_by_their_controls_and_only_those_without_one_in_writing(ask):
+    request = Request("a cat", methods="full,tome(ratio=0.3),tome(ratio=0.4),attention_reuse,tome+few_step")
+    shown = dict(zip(ask.controls, ask.values(request), strict=True))
+    assert shown["tome"] is True and shown["tome.ratio"] == 0.3 and shown["attention_reuse"] is True and shown["atedm"] is False
+    assert shown["more"] == "tome(ratio=0.4), tome+few_step"
+
+
+def test_a_comparison_with_failed_rows_says_how_many(tiny_pipe, monkeypatch):
+    monkeypatch.setitem(models._loaded, "stickers", tiny_pipe)
+    monkeypatch.setattr(tome, "cells_of", lambda *_: 1 / 0)
+    job = Job(Request("a cat", steps=2, size=128, methods="full,tome,attention_reuse", repeats=1))
+    job.work()
+    assert job.status()["sentence"] == "Done, but 1 of 3 rows failed: their cards say why."

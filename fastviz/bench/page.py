@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from contextlib import contextmanager
 
 from ..models import ROOT
 
@@ -20,19 +21,25 @@ def times(request):
     "next_picture": asked for after that. RuntimeError with the server's last words when it fails."""
     from gradio_client import Client
 
+    with serving("app.py") as (address, served):
+        client = Client(address, verbose=False)
+        return {"served": served, "first_picture": picture(client, request), "next_picture": picture(client, request)}
+
+
+@contextmanager
+def serving(*arguments):
+    """(address, seconds until it answered) of a page that Python serves with these arguments until the block is over."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile("w+") as words:
         begun = time.perf_counter()
-        server = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=words,
-                                  env={**os.environ, "GRADIO_SERVER_PORT": str(port)})
+        server = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=words,
+                                  env={**os.environ, "GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"})
         try:
             wait_for(address, server, words)
-            served = time.perf_counter() - begun
-            client = Client(address, verbose=False)
-            return {"served": served, "first_picture": picture(client, request), "next_picture": picture(client, request)}
+            yield address, time.perf_counter() - begun
         finally:
             server.terminate()
             server.wait(30)
@@ -49,7 +56,7 @@ def wait_for(address, server, words):
         except (OSError, http.client.HTTPException):
             if server.poll() is not None:
                 words.seek(0)
-                raise RuntimeError(f"app.py ended: {words.read()[-2000:]}") from None
+                raise RuntimeError(f"The server ended: {words.read()[-2000:]}") from None
             time.sleep(0.02)
     raise RuntimeError(f"{address} did not answer within {PATIENCE} s")
 
