@@ -572,3 +572,9 @@ def test_the_benchmark_prints_a_table_and_one_json_line_last(capsys, monkeypatch
     for row in (pruned, dagger):
         assert set(row["choosing"]) == set(bench.WAYS)
         assert all(way["with_network"] == pytest.approx(row["after_tau"] + way["once"] / 5) for way in row["choosing"].values())
+
+
+def test_steps_of_the_same_kind_choose_in_the_same_transformers():
+    """Every third step chooses: in those that are pruned from the start at 0, 3, 6, in the others, whole for one step, at 1, 4, 7."""
+    labels = atedm.kinds(replace(PLAIN, every=3, tau=5), 10)
+    assert [labels.index(label) for label in labels] == [0, 1, 2, 3, 1, 2, 3, 1, 2, 3]

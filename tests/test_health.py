@@ -44,6 +44,12 @@ def test_the_state(faults, ready, waiting, told):
     assert health.state(True, 0, 4) == ("ready", "", True)
 
 
+@pytest.mark.parametrize("waiting, status", ((3, 200), (4, 503)))
+def test_a_load_balancer_hears_whether_more_is_taken(waiting, status):
+    told = TestClient(Starlette(routes=health.routes([0] * waiting, 4, types.SimpleNamespace(is_set=lambda: True), False))).get("/health")
+    assert told.status_code == status and told.json()["waiting"] == waiting and told.json()["places"] == 4
+
+
 def test_metrics_are_for_who_wants_them():
     ready = types.SimpleNamespace(is_set=lambda: True)
     assert [route.path for route in health.routes([], 4, ready, True)] == ["/health", "/metrics"]

@@ -164,5 +164,6 @@ def test_a_look_that_is_stopped_keeps_what_it_has(finished):
 
 def test_progress_is_the_share_of_the_steps_of_all_rows(finished):
     look = Inside(finished)
+    assert look.status()["share"] == 0
     look.watch(1, "Token merging", 2, 4)
     assert look.status()["share"] == (1 + 2 / 4) / 4

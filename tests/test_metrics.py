@@ -125,7 +125,7 @@ def test_stickers_lpips_equals_numpy(seeded_judge):
 
 
 @pytest.mark.parametrize("net, taps", [("alex", [1, 4, 7, 9, 11]), ("squeeze", [1, 4, 7, 9, 10, 11, 12])])
-def test_imagenet_lpips_equals_numpy(hub, monkeypatch, net, taps):
+def test_imagenet_lpips_equals_numpy(hub, monkeypatch, capsys, net, taps):
     network = plant_backbone(hub, monkeypatch, net)
     pair = small(3), small(4)
     value, _, name = metrics.lpips_score(*pair)
@@ -134,6 +134,7 @@ def test_imagenet_lpips_equals_numpy(hub, monkeypatch, net, taps):
     shift, scale = np.array([[-.030], [-.088], [-.188]])[..., None], np.array([[.458], [.448], [.450]])[..., None]
     expected = oracle(network.features, taps, [(plain(p) - shift) / scale for p in pair], heads)
     assert name == f"LPIPS ({net})" and value == pytest.approx(expected, rel=1e-4) and value > 0
+    assert capsys.readouterr().out == ""  # the command line prints one JSON line last, and the log is JSON
 
 
 def ordering(measure):

@@ -11,6 +11,7 @@ from gradio_client import Client
 from PIL import Image
 
 from fastviz import models, profile, store
+from fastviz.compare import Progress
 from fastviz.methods import tome
 from fastviz.request import BadRequest, Request, methods_text
 from fastviz.ui import temp
@@ -66,6 +67,10 @@ def test_the_curve_adds_four_rows_and_none_twice(ask):
     assert [stack[0].steps for stack in asked.methods[1:]] == [20, 30, 10, 5]
     assert [stack[0].steps for stack in ask.request(changed(ask, curve=True, steps=4)).methods[1:]] == [2, 1]
     assert [stack[0].steps for stack in ask.request(changed(ask, curve=True, steps=1)).methods[1:]] == [1]
+    for steps in (True, "20", {}, 0, 10**400, float("nan")):
+        with pytest.raises(BadRequest) as refusal:
+            ask.request(changed(ask, curve=True, steps=steps))
+        assert refusal.value.field == "steps"
 
 
 @pytest.mark.parametrize("field, values", (
@@ -210,3 +215,10 @@ def test_a_comparison_with_failed_rows_says_how_many(tiny_pipe, monkeypatch):
     job = Job(Request("a cat", steps=2, size=128, methods="full,tome,attention_reuse", repeats=1))
     job.work()
     assert job.status()["sentence"] == "Done, but 1 of 3 rows failed: their cards say why."
+
+
+def test_a_running_comparison_tells_its_share_of_all_runs():
+    job = Job(Request("a cat", methods="full,tome", repeats=2))
+    job.watch(Progress(row=0, rows=2, title="Full model", repeat=0, repeats=2, step=25, steps=50, seconds_left=41.4))
+    told = job.status()
+    assert (told["share"], told["row"], told["step"], told["left"]) == (1 / 8, 0, 1 / 2, "about 41 s left")
