@@ -274,7 +274,7 @@ def device_name(device):
         return torch.xpu.get_device_name(device)
     if device.type == "mps":
         return f"Apple GPU ({platform.processor()})"
-    return cpu_name()
+    return f"{cpu_name()} ({torch.backends.cpu.get_cpu_capability()})"  # the same name is sold with half of the speed
 
 
 def cpu_name():

@@ -144,14 +144,8 @@ def table(rows):
     return text.getvalue()
 
 
-def files(request, rows, environment=None):
-    """{file name: bytes} of a comparison: the pictures, their maps, run.json, table.csv and figure.png."""
-    if environment is None:
-        from . import compare, models
-
-        environment = compare.environment(models.load(request.model))
-    from . import views  # matplotlib takes seconds: links and recipes must not wait for it
-
+def files(request, rows, environment):
+    """{file name: bytes} of a comparison: the pictures, their maps, run.json and table.csv."""
     found, told = {}, recipe(request)
     for row in rows:
         for suffix, image in (("", row.image), ("-lpips", row.lpips_map), ("-difference", row.difference_map)):
@@ -161,16 +155,26 @@ def files(request, rows, environment=None):
                 found[picture_name(row).removesuffix(".png") + suffix + ".png"] = png.getvalue()
     found["run.json"] = (json.dumps(report(request, rows, environment), indent=1, allow_nan=False) + "\n").encode()
     found["table.csv"] = table(rows).encode()
-    found["figure.png"] = views.png(views.summary(request, rows, environment))
     return found
+
+
+def figure(request, rows, environment):
+    """{"figure.png": bytes}: the rows in one picture, for whoever takes the files away; what is kept is drawn anew."""
+    from . import views  # matplotlib takes seconds: links and recipes must not wait for it
+
+    return {"figure.png": views.png(views.summary(request, rows, environment))}
 
 
 def save(folder, request, rows, environment=None):
     """Writes all files of a comparison into `folder`, which is made if need be. environment: compare.environment() by
     default. Returns the folder's path."""
+    if environment is None:
+        from . import compare, models
+
+        environment = compare.environment(models.load(request.model))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in files(request, rows, environment).items():
+    for name, data in (files(request, rows, environment) | figure(request, rows, environment)).items():
         (folder / name).write_bytes(data)
     return folder
 

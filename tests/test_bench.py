@@ -2,13 +2,16 @@
 
 import json
 import math
+import os
 from statistics import median
 
 import pytest
 
 from fastviz import cost, models
-from fastviz.bench import local, page
+from fastviz.bench import local, page, paint
 from fastviz.request import Request, parse_stack
+
+REQUIRED = os.environ.get("FASTVIZ_BROWSER") == "required"
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +102,11 @@ def test_a_server_that_ends_says_why(monkeypatch):
     monkeypatch.setenv("FASTVIZ_PROFILE", "no-such-profile")
     with pytest.raises(RuntimeError, match="no-such-profile"):
         page.times(Request("a cat", steps=1, size=128))
+
+
+@pytest.mark.skipif(not paint.chromium() and not REQUIRED, reason="no Chromium here: install it, for example apt-get install chromium")
+def test_the_page_is_painted_beside_an_empty_one():
+    found = paint.measure(1)
+    assert found.keys() == {"fastviz", "empty"}
+    for told in found.values():
+        assert told["spread"][0] == told["seconds"] == told["spread"][1] > 0 and told["files"] > 10 and told["bytes"] > 100_000

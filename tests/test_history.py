@@ -15,7 +15,7 @@ from fastviz.request import BadRequest, Request
 OTHER = Request("an owl at night", seed=4, steps=9, methods="full,tome")
 
 
-FILES = {name: data for name, data in store.files(ASKED, rows(), ENVIRONMENT).items() if name != "figure.png"}
+FILES = store.files(ASKED, rows(), ENVIRONMENT)
 
 
 def kept(history):

@@ -136,8 +136,10 @@ def test_a_folder_holds_pictures_figures_and_how_to_ask_again(tmp_path):
 
 
 def test_the_archive_holds_the_same_files(tmp_path, monkeypatch):
-    made = store.files(ASKED, rows(), ENVIRONMENT)
+    made, figure = store.files(ASKED, rows(), ENVIRONMENT), store.figure(ASKED, rows(), ENVIRONMENT)
     monkeypatch.setattr(store, "files", lambda *_: made)
+    monkeypatch.setattr(store, "figure", lambda *_: figure)
+    made = made | figure
     folder = store.save(tmp_path, ASKED, rows(), ENVIRONMENT)
     with zipfile.ZipFile(io.BytesIO(store.archive(made))) as zipped:
         assert zipped.testzip() is None

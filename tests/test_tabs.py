@@ -153,6 +153,20 @@ def test_everybody_sees_his_own_runs_where_they_are_not_shared(home):
     assert len(shelf.arrive("later", MARY)["runs"]) == 1
 
 
+@pytest.mark.parametrize("shared", (True, False))
+def test_what_programs_run_is_kept_where_everybody_sees_everything(shared):
+    page = Page(dataclasses.replace(LOCAL, history_shared=shared))
+    assert list(page.api.compare("a cat", steps=2, size=128, methods="full"))[-1]["state"] == "finished"
+    assert [run["prompt"] for run in page.shelf.history.search(None)] == ["a cat"] * shared
+
+
+def test_a_program_is_answered_on_a_full_disk(caplog):
+    page = Page(LOCAL)
+    full(page.shelf.history)
+    assert list(page.api.measure("a cat", steps=2, size=128, methods="full"))[-1]["state"] == "finished"
+    assert "A run could not be kept." in caplog.text and "history" in health.faults
+
+
 def test_another_address_shares_no_history():
     near, far = profile.moved(LOCAL, "127.0.0.2"), profile.moved(LOCAL, "0.0.0.0")
     assert near.history_shared and "127.0.0.2" in near.hosts and near.address == "127.0.0.2"

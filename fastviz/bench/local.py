@@ -28,7 +28,7 @@ PROMPTS = ("a cat and a pizza on the beach", "a big robot in the snow", "an owl 
            "a rocket above a tree at sunset")
 OURS = ("full", "tome(ratio=0.5)", "attention_reuse(share=0.5)", "attention_reuse(share=0.5,keep=output)")
 FULL, TOME, _, OUTPUT = OURS
-BARE, TOMESD, BROADCAST = "bare diffusers", "tomesd 0.5", "pyramid broadcast 2"
+BARE, TOMESD, BROADCAST, HALF = "bare diffusers", "tomesd 0.5", "pyramid broadcast 2", "bare, in bfloat16"
 PAIRS = ((FULL, BARE), (TOME, TOMESD), (OUTPUT, BROADCAST))  # ours, the peer that does the same
 DUELS = 8  # rounds of each pair
 
@@ -102,6 +102,18 @@ def broadcast_lane(pipe, request):
     return bare(other, request, BROADCAST, before=lambda request: registry.reset_stateful_hooks())
 
 
+def half_lane(pipe, request):
+    """The full model in bfloat16, on a processor that knows it: our own rows stay in float32 there."""
+    lane = bare(pipe, request, HALF)
+
+    def run(request, exact=lane.run):
+        with torch.autocast("cpu", torch.bfloat16):
+            return exact(request)
+
+    lane.run = run
+    return lane
+
+
 def equal_latency(pipe, request, lanes):
     """{lane's name: few_step stack that takes about as long}, from one run of each accelerated lane."""
     full = generate(pipe, request, parse_stack(FULL), request.steps)
@@ -167,6 +179,8 @@ def measure(request, repeats):
     full, tome, maps, outputs = (ours(pipe, request, text) for text in OURS)
     lanes = [full, bare(pipe, request, BARE), tome, tomesd_lane(pipe, request), maps, outputs,
              broadcast_lane(pipe, request)]
+    if pipe.device.type == "cpu" and models.knows_bfloat16():
+        lanes.append(half_lane(pipe, request))
     for lane in lanes:
         lane.run(replace(request, steps=min(2, request.steps)))  # what only a first run costs
     plans = equal_latency(pipe, request, lanes)

@@ -183,7 +183,7 @@ class History:
     def trim(self):
         """Deletes the oldest runs until the rest is within the limit, and what nothing refers to. The newest stays."""
         with self.at_work():
-            runs = list(self.Run.select().order_by(self.Run.made))
+            runs = list(self.Run.select(self.Run.id).order_by(self.Run.made))
         while len(runs) > 1 and self.size() > self.limit:
             self.remove(runs.pop(0))
             self.sweep_cells()

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..compare import device_name
 from ..judge import FOLDER as JUDGE
-from ..models import check
+from ..models import check, knows_bfloat16
 
 WORK = Path("training")  # checkpoints: ignored by git, continued from when present
 SHIPPED = JUDGE.parent  # what is committed: continued from on a machine without a checkpoint
@@ -41,9 +41,7 @@ def feed(make, seed):
 
 def autocast():
     """bfloat16 on a GPU and on a processor with instructions for it, where a step then takes two thirds of the time."""
-    known = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch that this runs with
-    half = CUDA or any(present for name, present in known.items() if "bf16" in name)
-    return torch.autocast(DEVICE, torch.bfloat16) if half else nullcontext()
+    return torch.autocast(DEVICE, torch.bfloat16) if CUDA or knows_bfloat16() else nullcontext()
 
 
 def pace(done, warm=0.02, decay=0.25, floor=0.05):

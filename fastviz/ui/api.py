@@ -54,6 +54,8 @@ class Api:
             try:
                 for _ in job.changes():
                     yield job.status() | job.board()
+                if page.past:
+                    page.past.keep(job)
                 yield job.status() | job.board()
             finally:
                 job.end()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..models import BadModel, load
 from ..request import BadRequest
-from ..store import archive, files, query, recipe
+from ..store import archive, figure, files, query, recipe
 from . import health, worker
 from .board import png, shown, span, waiting, where
 
@@ -190,7 +190,7 @@ class Job(Work):
             folder = tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])
             path = Path(folder, f"fastviz-seed-{self.request.seed}.zip")
             self.files = files(self.request, rows, self.environment)
-            path.write_bytes(archive(self.files))
+            path.write_bytes(archive(self.files | figure(self.request, rows, self.environment)))
             health.note("archive", "")
             return str(path), ""
         except Exception as error:  # the pictures on the page must outlive whatever goes wrong with their copy

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 TOKEN = re.compile(r"[0-9a-f]{32}")  # what a visitor's browser made up and keeps
 THUMBS = 4  # pictures of a run in the list
 REMEMBERED = 1000  # tabs whose visitor is known; whoever never leaves is forgotten
+PROGRAM = "program"  # under whom all programs' runs are kept
 UNREAD = "The history cannot be read: the server's log says why."
 
 
@@ -78,11 +79,12 @@ class Shelf:
         return {"runs": runs, "text": text[:300], "shared": self.shared, "sentence": "", "pair": None} | more
 
     def keep(self, session, job):
-        """Keeps a session's comparison, for a visitor who has made himself known -> whether it is kept."""
-        owner = self.owners.get(session)
+        """Keeps a session's comparison, for a visitor who has made himself known -> whether it is kept. session: None for
+        a program, which nobody can tell from another: what it runs is kept where everybody sees everything."""
+        owner = PROGRAM if session is None and self.shared else self.owners.get(session)
         if owner:
             rows = [row for _, row in sorted(job.rows.items())]
-            self.history.keep(owner, job.request, rows, job.environment, job.files)
+            self.history.keep(owner, job.request, rows, job.environment, job.files or None)
         return bool(owner)
 
     def opened(self, session, wish):

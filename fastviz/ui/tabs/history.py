@@ -40,9 +40,16 @@ class Tab:
             health.note("history", "")
             return {self.history: self.shelf.listed(session)}
         except Exception:
-            log.exception("A run could not be kept.")
-            health.note("history", "Runs cannot be kept: the server's log says why.")
+            failed()
             return {self.page.status: status | {"sentence": f"{status['sentence']} It is not in the history: the server's log says why."}}
+
+    def keep(self, job):
+        """Keeps what a program asked for. The figures are its answer: it hears of no fault of the disk."""
+        try:
+            if self.shelf and any(row.image for row in job.rows.values()):
+                self.shelf.keep(None, job)
+        except Exception:
+            failed()
 
     def arrive(self, token, request: gr.Request):
         """A visitor makes himself known, and sees his runs."""
@@ -74,3 +81,9 @@ class Tab:
         controls = dict(zip(page.ask.controls.values(), page.ask.settings(work.request), strict=True))
         return controls | page.cleared() | page.pictures.shows(work) | status | {
             page.run: ON, page.strip: gr.Tabs(selected="pictures"), page.download: gr.DownloadButton(value=None, interactive=False)}
+
+
+def failed():
+    """Within an except block: tells the operator that a run could not be kept."""
+    log.exception("A run could not be kept.")
+    health.note("history", "Runs cannot be kept: the server's log says why.")

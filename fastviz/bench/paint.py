@@ -1,0 +1,75 @@
+"""How soon the page can be read in a browser, beside the smallest page that Gradio makes: a text box and a button.
+
+Both are served side by side and opened by turns in Chromium, each time as a stranger (nothing cached). Seconds from the
+request until the text box and the button are painted. Needs playwright, from requirements-test.txt, and Chromium.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from statistics import median
+
+from . import page
+
+EMPTY = "import gradio\nwith gradio.Blocks() as demo: gradio.Textbox(); gradio.Button('Run')\ndemo.launch()"
+PAGES = {"fastviz": ("app.py",), "empty": ("-c", EMPTY)}
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+SEEN = "() => [...document.querySelectorAll('textarea')].some(e => e.checkVisibility()) && " \
+       "[...document.querySelectorAll('button')].some(e => e.innerText.trim().startsWith('Run') && e.checkVisibility())"
+
+
+def chromium():
+    """The browser's path, or None."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def opened(browser, address):
+    """{"seconds" until the page can be read, "files" and "bytes" that it took} of one visit by a stranger."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    try:
+        tab, begun = context.new_page(), time.perf_counter()
+        tab.goto(address, wait_until="commit")
+        tab.wait_for_function(SEEN, polling="raf", timeout=60_000)
+        seconds = time.perf_counter() - begun
+        sizes = tab.evaluate("performance.getEntriesByType('resource').map(e => e.transferSize)")
+        return {"seconds": seconds, "files": len(sizes), "bytes": sum(sizes)}
+    finally:
+        context.close()
+
+
+def measure(visits):
+    """{page: {"seconds": median, "spread": [least, most], "files", "bytes"}} of so many counted visits to each, by turns."""
+    from playwright.sync_api import sync_playwright
+
+    with page.serving(*PAGES["fastviz"]) as (ours, _), page.serving(*PAGES["empty"]) as (empty, _), sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium(), args=FLAGS)
+        addresses, seen = {"fastviz": ours, "empty": empty}, {name: [] for name in PAGES}
+        for i in range(visits + 1):
+            for name in addresses if i % 2 else reversed(addresses):
+                seen[name].append(opened(browser, addresses[name]))
+        browser.close()
+    return {name: summary(found[1:]) for name, found in seen.items()}  # the first visit warms the server
+
+
+def summary(found):
+    seconds = [visit["seconds"] for visit in found]
+    return {"seconds": median(seconds), "spread": [min(seconds), max(seconds)], "files": found[-1]["files"], "bytes": found[-1]["bytes"]}
+
+
+def main(argv=None):
+    from ..compare import environment
+
+    parser = argparse.ArgumentParser(prog="python -m fastviz bench paint", description=__doc__.splitlines()[0])
+    parser.add_argument("--visits", type=int, default=7, help="counted visits to each page")
+    args = parser.parse_args(argv)
+    pages = measure(args.visits)
+    for name, told in pages.items():
+        print(f"{name:8} {told['seconds']:.2f} s ({told['spread'][0]:.2f}-{told['spread'][1]:.2f}), {told['files']} files, {told['bytes'] / 1e6:.2f} MB")
+    later = pages["fastviz"]["seconds"] - pages["empty"]["seconds"]
+    print(f"later than Gradio's empty page: {later:.2f} s")
+    print(json.dumps({"bench": "paint", "environment": environment(), "pages": pages, "later": later}))
+
+
+if __name__ == "__main__":
+    main()
