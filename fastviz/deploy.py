@@ -11,6 +11,7 @@ from .profile import ZERO
 
 FILES = ("app.py", "README.md", "LICENSE", "THIRD_PARTY.md", "requirements.txt", "spaces_config.yaml")
 FOLDERS = ("fastviz", "assets")
+ONWARD = "assets/stickers/onward/"  # training goes on from there, and nothing else reads it
 LARGEST = 10_000_000  # bytes of a file that needs no large-file storage
 
 
@@ -38,7 +39,7 @@ def names(root=ROOT):
     found += [path for folder in FOLDERS for path in sorted((root / folder).rglob("*")) if path.is_file()]
     told = [path.relative_to(root).as_posix() for path in found]
     return [name for name in told if not any(part.startswith(".") for part in name.split("/"))
-            and "__pycache__" not in name and not name.endswith(".state.json")]
+            and "__pycache__" not in name and not name.endswith(".state.json") and not name.startswith(ONWARD)]
 
 
 def plan(profile, name, root=ROOT):

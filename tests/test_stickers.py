@@ -9,7 +9,7 @@ from PIL import ImageFilter
 from safetensors.torch import save_file
 
 from fastviz import models
-from fastviz.stickers import autoencoder, evaluate, judge, loop, measures, muon, parts, teacher, words, world
+from fastviz.stickers import autoencoder, evaluate, export, judge, loop, measures, muon, parts, teacher, words, world
 from fastviz.stickers.loop import follow, pace
 
 
@@ -262,3 +262,27 @@ def test_the_committed_weights_can_be_trained_further():
     assert start["step"] > 0 and start["hours"] > 0 and start["log"]
     teacher.Teacher().load_state_dict(start["weights"])
     assert torch.isfinite(autoencoder.trained().encode(torch.zeros(1, 3, 64, 64)).latents).all()
+
+
+def test_what_is_kept_of_training_is_gone_on_from_and_goes_when_it_is_shipped(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = loop.SHIPPED
+    for module in (loop, teacher):
+        monkeypatch.setattr(module, "SHIPPED", tmp_path)
+    trained = teacher.Teacher().eval().requires_grad_(False)
+    monkeypatch.setattr(teacher, "trained", lambda: (trained, {"step": 7, "hours": 0.5, "log": [{"step": 7}]}))
+    export.keep(tmp_path)
+    written = {path.name: path.read_bytes() for path in (tmp_path / "onward").iterdir()}
+    assert max(map(len, written.values())) < 10_000_000
+    found = teacher.latest()
+    assert (found["step"], found["hours"], found["log"]) == (7, 0.5, [{"step": 7}])
+    for name, value in trained.state_dict().items():
+        assert torch.equal(found["weights"][name], value.half().float()), name
+    export.keep(tmp_path)
+    assert written == {path.name: path.read_bytes() for path in (tmp_path / "onward").iterdir()}
+    next((tmp_path / "onward").glob("*.safetensors")).write_bytes(b"damaged")
+    with pytest.raises(models.BadModel, match="changed or damaged"):
+        teacher.latest()
+    monkeypatch.setattr(loop, "SHIPPED", shipped)
+    export.export(tmp_path)
+    assert (tmp_path / "model" / "model_index.json").is_file() and not (tmp_path / "onward").exists()

@@ -29,6 +29,7 @@ SHAPES = {  # name: (side of the grid, channels, heads, width of the text)
     "SDXL 1024 px, 32": (32, 1280, 20, 2048), "SDXL 1024 px, 64": (64, 640, 10, 2048),
 }
 RATIO = 0.5  # tokens merged
+LEAST = 3.0  # seconds
 MERGED = ("merged attention", "merged attention, match shared", "tomesd merged attention")
 
 
@@ -101,17 +102,19 @@ def parts(side, channels, heads, text, device, dtype):
     }
 
 
-def timed(functions, rounds, device):
-    """{name: median seconds}; all functions in turn, round after round, after one that warms up."""
-    seconds = {name: [] for name in functions}
-    for i in range(rounds + 1):
+def timed(functions, rounds, device, least=LEAST):
+    """{name: median seconds}; all functions in turn, round after round, after one that warms up: so many rounds, and for
+    so many seconds at least, because what takes a millisecond is told by few rounds badly."""
+    seconds, begun = {name: [] for name in functions}, None
+    while begun is None or len(seconds[name]) < rounds or time.perf_counter() - begun < least:
         for name, function in functions.items():
             wait(device)
-            begun = time.perf_counter()
+            now = time.perf_counter()
             function()
             wait(device)
-            if i:
-                seconds[name].append(time.perf_counter() - begun)
+            if begun:
+                seconds[name].append(time.perf_counter() - now)
+        begun = begun or time.perf_counter()
     return {name: median(each) for name, each in seconds.items()}
 
 

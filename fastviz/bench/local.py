@@ -30,7 +30,7 @@ OURS = ("full", "tome(ratio=0.5)", "attention_reuse(share=0.5)", "attention_reus
 FULL, TOME, _, OUTPUT = OURS
 BARE, TOMESD, BROADCAST, HALF = "bare diffusers", "tomesd 0.5", "pyramid broadcast 2", "bare, in bfloat16"
 PAIRS = ((FULL, BARE), (TOME, TOMESD), (OUTPUT, BROADCAST))  # ours, the peer that does the same
-DUELS = 8  # rounds of each pair
+DUELS, SHORT = 24, 20  # rounds of each pair, and their steps: single rounds differ by 10 % and more
 
 
 @dataclass
@@ -187,7 +187,8 @@ def measure(request, repeats):
     lanes += [ours(pipe, request, text) for text in dict.fromkeys(plans.values())]
     lpips_name = rounds(lanes, [replace(request, prompt=PROMPTS[i % len(PROMPTS)], seed=request.seed + i)
                                 for i in range(repeats)])
-    named, asked = {lane.name: lane for lane in lanes}, [replace(request, seed=request.seed + i) for i in range(DUELS)]
+    named, steps = {lane.name: lane for lane in lanes}, min(SHORT, request.steps)
+    asked = [replace(request, seed=request.seed + i, steps=steps) for i in range(DUELS)]
     return {"lpips_name": lpips_name, "rows": [row_of(lane, named[FULL], plans) for lane in lanes],
             "ratios": {f"{a} / {b}": duel(named[a], named[b], asked) for a, b in PAIRS}, "overhead": overhead(request)}
 

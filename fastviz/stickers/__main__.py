@@ -11,6 +11,7 @@ STAGES = {
     "reference": "1c: train the AutoencoderKL for the same latents",
     "judge": "2: train and export the judge",
     "teacher": "3: train the U-Net and its text encoder",
+    "keep": "3b: write what is trained to assets/stickers/onward, where any machine goes on from",
     "evaluate": "4: figures and contact sheet of the shipped model",
     "export": "5: write the trained model to assets/stickers",
     "distil": "6: train the one-step student's small U-Net to answer as the teacher does",
@@ -80,8 +81,8 @@ def run(args):
         judge.fit(args.minutes, args.batch, args.lr)
     elif args.stage == "teacher":
         teacher.fit(args.minutes, args.batch, args.lr, args.scenes, args.fresh, args.room, args.decay, args.anew)
-    elif args.stage == "export":
-        export.export()
+    elif args.stage in ("export", "keep"):
+        getattr(export, args.stage)()
     elif args.stage in sketch.STAGES:
         sketch.run(args)
     elif args.stage in sdxs.STAGES:

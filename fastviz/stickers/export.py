@@ -1,11 +1,13 @@
 """Stage 5: the shipped folder, half-precision safetensors in shards below 10 MB, with hashes and how it was trained."""
 
 import json
+import shutil
 
 import torch
+from huggingface_hub import save_torch_state_dict
 
 from .. import judge
-from ..models import write_hashes
+from ..models import rewrite_hashes, write_hashes
 from . import autoencoder, teacher
 from .evaluate import pipeline
 from .loop import checkpoint
@@ -24,7 +26,19 @@ def export(folder=FOLDER):
     told = folder / "training.json"
     before = json.loads(told.read_text()).get("stages", {}) if told.exists() else {}
     told.write_text(json.dumps({**card, "stages": stages(before)}, indent=1) + "\n")
+    shutil.rmtree(folder / teacher.ONWARD, ignore_errors=True)
     write_hashes(folder)
+
+
+def keep(folder=FOLDER):
+    """Writes folder/onward: the teacher's weights and training.json (step, hours, log). What is shipped stays as it is."""
+    model, card = teacher.trained()
+    onward = folder / teacher.ONWARD
+    shutil.rmtree(onward, ignore_errors=True)
+    onward.mkdir()
+    save_torch_state_dict({name: value.half() for name, value in model.state_dict().items()}, onward, max_shard_size="9MB")
+    (onward / "training.json").write_text(json.dumps(card, indent=1) + "\n")
+    rewrite_hashes(onward)
 
 
 def stages(before):

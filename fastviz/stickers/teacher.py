@@ -20,6 +20,7 @@ from .muon import Muon
 WINDOW, WHOLE = 16, 32  # latent cells
 EMPTY = 0.1  # share of captions dropped, for guidance
 PAIRS = 0.7  # share of two stickers among whole scenes: windows teach the rest, and two are learnt last
+ONWARD = "onward"  # in assets/stickers: weights trained further than the shipped ones
 CLEAR = 0.65  # share of the timesteps, from the clean end, at which a noisy window still shows where its sticker is
 
 
@@ -151,18 +152,24 @@ def committed():
     return {"weights": weights, **json.loads((SHIPPED / "training.json").read_text())}
 
 
+def latest():
+    """What training goes on from on a machine without a checkpoint: what was kept of it, else what is committed."""
+    kept = shipped(ONWARD)
+    return {"weights": kept, **json.loads((SHIPPED / ONWARD / "training.json").read_text())} if kept else committed()
+
+
 def trained():
-    """The teacher (the moving average of its checkpoint, else what is committed), in eval mode on the CPU, with its step,
+    """The teacher (the moving average of its checkpoint, else the latest weights), in eval mode on the CPU, with its step,
     hours and log."""
-    saved, model = checkpoint("teacher") or committed(), Teacher()
+    saved, model = checkpoint("teacher") or latest(), Teacher()
     model.load_state_dict(saved.get("average") or saved["weights"])
     return model.eval().requires_grad_(False), {key: saved[key] for key in ("step", "hours", "log")}
 
 
 def fit(minutes, size, lr, share=0.0, fresh=2.0, room=12_000, decay=0.25, anew=False):
-    """Goes on from the checkpoint or, without one, from the committed weights unless `anew`, with a `share` of scenes among
+    """Goes on from the checkpoint or, without one, from the latest weights unless `anew`, with a `share` of scenes among
     the batches. fresh: new scenes per batch; room: scenes kept; size: windows per batch; decay: see loop.train."""
-    start = None if anew else committed()
+    start = None if anew else latest()
     seed = start_seed("teacher", 2, start)
     model = Teacher().to(DEVICE)
     model.unet.to(memory_format=torch.channels_last)
