@@ -406,6 +406,7 @@ def test_a_phone_needs_no_sideways_scrolling(visit, theme):
     tab.methods("few_step", "tome")
     wide = "document.documentElement.scrollWidth > innerWidth"
     assert not tab.page.evaluate(wide)
+    assert tab.page.get_by_role("tab").all_inner_texts() == ["Pictures", "Learn", "Inside", "Why?", "Sweep", "History"]  # none in a menu
     tab.page.locator("#run").click()
     assert tab.wait("finished", "failed") == "finished", tab.words
     assert not tab.page.evaluate(wide)

@@ -19,6 +19,7 @@ WORK = Path("training")  # checkpoints: ignored by git, continued from when pres
 SHIPPED = JUDGE.parent  # what is committed: continued from on a machine without a checkpoint
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
+PAUSE = 60  # seconds between two steps, of which more is no training: somebody stopped the process
 
 
 class Endless(IterableDataset):
@@ -108,17 +109,18 @@ def train(name, model, batches, loss, minutes, lr, *, optimizers=None, horizon=4
             optimizer.load_state_dict(state)
         step, hours, log = saved["step"], saved["hours"], saved["log"]
         print(f"{name}: continuing at step {step}, {hours:.2f} h")
-    start = saved_at = reported_at = time.time()
+    elapsed = saved_at = reported_at = 0.0  # seconds of training: while the process is stopped, none pass
+    before = time.time()
 
     def save():
         WORK.mkdir(parents=True, exist_ok=True)
         part = WORK / f"{name}.part"
         torch.save(dict(model=model.state_dict(), average=average.state_dict(), step=step, log=log,
-                        hours=hours + (time.time() - start) / 3600, optimizers=[o.state_dict() for o in optimizers]), part)
+                        hours=hours + elapsed / 3600, optimizers=[o.state_dict() for o in optimizers]), part)
         part.replace(WORK / f"{name}.pt")
 
     sums, count = {}, 0
-    while (elapsed := time.time() - start) < 60 * minutes:
+    while elapsed < 60 * minutes:
         factor = pace(elapsed / (60 * minutes), decay=decay)
         for optimizer, base in zip(optimizers, rates):
             for group, rate in zip(optimizer.param_groups, base):
@@ -135,15 +137,16 @@ def train(name, model, batches, loss, minutes, lr, *, optimizers=None, horizon=4
         for key, number in {"loss": value, **numbers}.items():
             sums[key] = sums.get(key, 0.0) + torch.as_tensor(number).detach().float()  # a GPU is not waited for here
         now = time.time()
-        if now - reported_at > report_every:
-            row = {"device": device_name(torch.device(DEVICE)), "step": step, "hours": round(hours + (now - start) / 3600, 3), "rate": round(factor, 3),
-                   "steps/s": round(count / (now - reported_at), 2),
+        elapsed, before = elapsed + min(now - before, PAUSE), now
+        if elapsed - reported_at > report_every:
+            row = {"device": device_name(torch.device(DEVICE)), "step": step, "hours": round(hours + elapsed / 3600, 3), "rate": round(factor, 3),
+                   "steps/s": round(count / (elapsed - reported_at), 2),
                    **{key: round(float(total) / count, 5) for key, total in sums.items()}, **(report(average) if report else {})}
             print(f"{name}: {row}", flush=True)
             log.append(row)
-            sums, count, reported_at = {}, 0, time.time()
-        if now - saved_at > save_every:
+            sums, count, reported_at = {}, 0, elapsed
+        if elapsed - saved_at > save_every:
             save()
-            saved_at = time.time()
+            saved_at = elapsed
     save()
     return average, log
