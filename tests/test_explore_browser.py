@@ -114,6 +114,23 @@ def test_a_sweep_is_drawn_stopped_continued_and_opened_again(visit, server):  # 
         assert not tab.page.evaluate("document.documentElement.scrollWidth > innerWidth")
 
 
+def test_the_fastest_way_under_a_bound_is_found(visit):  # noqa: F811
+    tab = visit()
+    tab.small(steps=2)
+    tab.page.get_by_role("tab", name="Sweep").click()
+    tab.page.get_by_label("Prompts").fill("a cat\na dog\nan owl")
+    tab.page.get_by_text("Find me the fastest").click()
+    tab.page.locator("#seek").click()
+    assert tab.wait("refused") and "4 to 8 prompts" in tab.page.locator("#ask-vary .refusal").inner_text()
+    tab.page.get_by_label("Prompts").fill("a cat\na dog\nan owl\na fox")
+    tab.page.get_by_label("Its value").fill("90")
+    tab.page.locator("#seek").click()
+    tab.wait("running")
+    assert tab.wait("finished", "failed") == "finished", tab.words
+    assert "verified on 2 pictures that the search did not see" in tab.words
+    assert tab.page.locator(".sweep .answer").inner_text() in tab.words and tab.page.locator(".sweep td img").count() == 2 * 5  # four ways, and the full model
+
+
 def axes(page):
     """The same pictures along other axes, without the server."""
     asked = []

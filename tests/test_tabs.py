@@ -1,6 +1,7 @@
 """The page's tabs where many share it, where work runs elsewhere, and where the disk refuses: without a browser."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import threading
@@ -11,15 +12,17 @@ import gradio as gr
 import pytest
 
 from fastviz import log, models, profile, store
+from fastviz.explore import fastest
 from fastviz.explore.history import COMPARISON, History
 from fastviz.explore.plan import read_plan
+from fastviz.methods import attention_reuse, few_step, tome
 from fastviz.request import BadRequest, Request
 from fastviz.ui import health, parts, worker
 from fastviz.ui.inside import Inside
 from fastviz.ui.job import Job, Opened
 from fastviz.ui.page import Page
 from fastviz.ui.shelf import UNREAD, Shelf
-from fastviz.ui.sweep import Controls, Sweeping
+from fastviz.ui.sweep import Controls, Finding, Sweeping
 from fastviz.ui.turns import Turns
 from fastviz.ui.visits import REMEMBERED, Visits
 from fastviz.ui.why import Why
@@ -171,6 +174,31 @@ def test_another_address_shares_no_history():
     near, far = profile.moved(LOCAL, "127.0.0.2"), profile.moved(LOCAL, "0.0.0.0")
     assert near.history_shared and "127.0.0.2" in near.hosts and near.address == "127.0.0.2"
     assert not far.history_shared and far.hosts == ("*",) and far.address == "0.0.0.0"
+
+
+def test_the_fastest_way_is_proposed_on_some_pictures_and_verified_on_others(home, monkeypatch):
+    tried = ((few_step.Knobs(steps=1),), (tome.Knobs(ratio=0.25),), (attention_reuse.Knobs(share=0.5),))
+    monkeypatch.setattr(fastest, "candidates", lambda steps, methods: tried if methods else ())
+    page = Page(LOCAL)
+    own, told = ["tome.ratio", "0.2", None, "", None, "", "", "0", ""], {"prompt": "a cat", "model": "stickers", "steps": 2, "guidance": 3.0, "size": 128}
+    work = Finding(*page.sweeps.vary.search("lpips", 50, own, told), page.shelf.history, "me")
+    work.work()
+    assert work.state == "finished" and work.status()["sentence"] == work.board()["said"] and "that the search did not see" in work.said
+    runs = [run["plan"] for run in page.shelf.history.search("me")]
+    seen, unseen = (set(map(tuple, itertools.product(plan["prompts"], plan["seeds"]))) for plan in runs)
+    assert len(runs) == 2 and not seen & unseen and work.facts()["bound"] == {"lpips": 50}
+    assert len(work.board()["variants"]) == 4 and work.board()["units"][0]["seed"] == str(fastest.SEED)
+
+
+@pytest.mark.parametrize("name, most, prompts, change, words", (
+    ("psnr", 1, "", {}, "bound"), ("lpips", 0, "", {}, "bound"), ("seconds", None, "", {}, "bound"), ("seconds", 1, "a cat", {}, "4 to 8 prompts"),
+    ("seconds", 1, "a cat\n" * 9, {}, "4 to 8"), ("seconds", 1, 5, {}, "text"), ("seconds", 1, "", {"steps": 1000}, "teps"), ("lpips", 1, "", {"sketch": "x"}, "sketch")))
+def test_what_cannot_be_searched_is_a_sentence(name, most, prompts, change, words):
+    with gr.Blocks():
+        controls = Controls(LOCAL)
+    own = ["tome.ratio", "0.2", None, "", None, "", prompts, "0", ""]
+    with pytest.raises(BadRequest, match=words):
+        controls.search(name, most, own, {"prompt": "a cat", "model": "stickers", "steps": 5, "guidance": 3.0, "size": 128} | change)
 
 
 def test_a_sweep_stays_within_the_profile():

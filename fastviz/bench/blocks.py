@@ -1,7 +1,7 @@
 """What the attention methods cost and save in one transformer block: milliseconds beside its self-attention.
 
 Blocks have the shapes of stickers, SD 1.5 and SDXL with random weights, batch 2 as in a guided step, and random input.
-Every part is timed alone, all parts of a block in turn, round after round; medians. "fused" and "materialised" are the
+Every part is timed alone, all parts of a block in a new order round after round; medians. "fused" and "materialised" are the
 two ways to compute self-attention; tomesd is the token merging of its authors, given the same input. Merging pays when
 match + merge + unmerge + attention of the merged tokens is less than the attention of all; a match shared over several
 blocks or steps costs its share. "merged attention" is all of it in one piece, and the last line its sum over all shapes
@@ -10,6 +10,7 @@ against tomesd's. Ranking pays over all later layers of the same transformer and
 
 import argparse
 import json
+import random
 import time
 from statistics import median
 
@@ -103,18 +104,22 @@ def parts(side, channels, heads, text, device, dtype):
 
 
 def timed(functions, rounds, device, least=LEAST):
-    """{name: median seconds}; all functions in turn, round after round, after one that warms up: so many rounds, and for
-    so many seconds at least, because what takes a millisecond is told by few rounds badly."""
-    seconds, begun = {name: [] for name in functions}, None
-    while begun is None or len(seconds[name]) < rounds or time.perf_counter() - begun < least:
-        for name, function in functions.items():
+    """{name: median seconds}; all functions in each round, after one that warms up: so many rounds, and for so many
+    seconds at least, because what takes a millisecond is told by few rounds badly. The order of a round is drawn: who
+    follows a relative finds memory and caches as he needs them."""
+    seconds, order, rng = {name: [] for name in functions}, list(functions), random.Random(0)
+    for function in functions.values():
+        function()
+    wait(device)
+    end, done = time.perf_counter() + least, 0
+    while done < rounds or time.perf_counter() < end:
+        rng.shuffle(order)
+        for name in order:
+            begun = time.perf_counter()
+            functions[name]()
             wait(device)
-            now = time.perf_counter()
-            function()
-            wait(device)
-            if begun:
-                seconds[name].append(time.perf_counter() - now)
-        begun = begun or time.perf_counter()
+            seconds[name].append(time.perf_counter() - begun)
+        done += 1
     return {name: median(each) for name, each in seconds.items()}
 
 

@@ -66,10 +66,10 @@ def rows_of(told):
 
 
 def search(history, owner, *, lpips=None, seconds=None, prompts=PROMPTS, seeds=2, methods=None, model="stickers", steps=50, guidance=None,
-           size=None, on_progress=lambda what, *place: None, stop=None):
+           size=None, on_progress=lambda what, *place: None, on_sweep=lambda sweep: None, stop=None):
     """-> (Answer, the Sweep that proposed, the Sweep that verified or None). Exactly one of lpips and seconds is the bound.
     seeds: noises per prompt, others for verifying. Everything is kept as a sweep's cells, so a search goes on where it
-    stopped. on_progress(what, *sweep.run's place)."""
+    stopped. on_progress(what, *sweep.run's place); on_sweep(sweep) whenever sweep.run yields. Raises what sweep.run does."""
     if (lpips is None) == (seconds is None):
         raise BadRequest("bound", "Give one bound: the largest LPIPS, or the most seconds.")
     mine, others = halves(prompts)
@@ -77,7 +77,7 @@ def search(history, owner, *, lpips=None, seconds=None, prompts=PROMPTS, seeds=2
     first = Plan(mine, tuple(range(seeds)), candidates(steps, methods), (), model, steps, guidance, size)
     if not first.rows:
         raise BadRequest("methods", "None of these methods is searched: choose from few_step, attention_reuse, tome, atedm.")
-    proposing = last(sweeping.run(first, history, owner, lambda *place: on_progress("proposing", *place), stop))
+    proposing = last(sweeping.run(first, history, owner, lambda *place: on_progress("proposing", *place), stop), on_sweep)
     answer = Answer(ranked(rows_of(proposing), **wanted))
     if not answer.proposed:
         answer.said = "Nothing keeps this bound: allow more, or try other methods."
@@ -85,7 +85,7 @@ def search(history, owner, *, lpips=None, seconds=None, prompts=PROMPTS, seeds=2
     names = [row["stack"] for row in answer.proposed[:FINALISTS]]
     finalists = tuple(row for row in first.rows if stack_text(row) in names)
     second = dataclasses.replace(first, prompts=others, seeds=tuple(range(SEED, SEED + seeds)), rows=finalists)
-    verifying = last(sweeping.run(second, history, owner, lambda *place: on_progress("verifying", *place), stop))
+    verifying = last(sweeping.run(second, history, owner, lambda *place: on_progress("verifying", *place), stop), on_sweep)
     answer.verified = sorted(rows_of(verifying), key=lambda row: names.index(row["stack"]))
     good = [row for row in answer.verified if row["figures"]["seconds"] and row["figures"]["lpips"] and keeps(row, **wanted)]
     wish = "seconds" if lpips is not None else "lpips"
@@ -94,10 +94,10 @@ def search(history, owner, *, lpips=None, seconds=None, prompts=PROMPTS, seeds=2
     return answer, proposing, verifying
 
 
-def last(items):
-    for item in items:
-        pass
-    return item
+def last(sweeps, on_sweep):
+    for sweep in sweeps:
+        on_sweep(sweep)
+    return sweep
 
 
 def sentence(answer, verifying):

@@ -16,7 +16,7 @@ from .learn import languages
 from .parts import IDLE, OFF, ON, PRIVATE, refused, view, waiting
 from .restore import Restore
 from .shelf import shelf_of
-from .sweep import Sweeping
+from .sweep import Finding, Sweeping
 from .tabs import history, inside, learn, pictures, sweep, why
 from .turns import Turns
 from .visits import Visits
@@ -94,7 +94,7 @@ class Page:
         self.sweeps = sweep.Tab(self) if here and self.shelf and self.profile.sweep_cells else None
         self.past = history.Tab(self) if self.shelf or self.fault else None
         self.tabs = [tab for tab in (self.pictures, study, look, reasons, self.sweeps, self.past) if tab]
-        self.ends = {Job: self.pictures, Inside: look, Why: reasons, Sweeping: self.sweeps}
+        self.ends = {Job: self.pictures, Inside: look, Why: reasons, Sweeping: self.sweeps, Finding: self.sweeps}
 
     # What happens
 
@@ -104,7 +104,7 @@ class Page:
         shown += [part for tab in self.tabs for part in tab.shown if part is not self.board] + [self.report]
         options = dict(outputs=shown, show_progress="minimal", show_progress_on=self.status, api_visibility="private", **self.pipeline)
         asked = options | dict(inputs=controls, preprocess=False)
-        begun = [button.click for button in (*self.further, *([self.sweeps.begin] if self.sweeps else []))]
+        begun = [button.click for button in (*self.further, *(self.sweeps.buttons if self.sweeps else []))]
         gr.on(start + begun, fn=None, js="() => fastviz.begin()", outputs=[self.status, self.stop], **PRIVATE)
         picked = self.examples.click(lambda sample: (sample[0], {**IDLE, "state": "waiting"}, ON), self.examples,
                                      [self.ask.controls["prompt"], self.status, self.stop], queue=False, **PRIVATE)

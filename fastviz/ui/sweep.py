@@ -10,7 +10,8 @@ import gradio as gr
 
 from ..explore import plan as planning
 from ..explore.history import thumb
-from ..request import PROMPT_LENGTH, BadRequest
+from ..models import MODELS
+from ..request import PROMPT_LENGTH, BadRequest, Request
 from . import health
 from .ask import CHOSEN
 from .job import Work
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 HINT = ("How does a setting change time and pictures? Choose what varies and press Sweep: every value runs on every prompt and "
         "seed, and the full model too, {} pictures at most. What is finished is kept, so a sweep that was stopped goes on where it was.")
 VARIED = 3  # settings that can vary at once
+SEARCH = 200  # pictures that a search for the fastest way takes, about
 SHOWS = 20  # times that the page is drawn anew during a sweep: drawing takes time from what is being timed
 
 
@@ -62,10 +64,8 @@ class Controls:
             vary += [f"{name}={text}"] if name else []
         if not all(isinstance(text, str) and len(text) <= 60 * PROMPT_LENGTH for text in (prompts, seeds, rows)):
             raise BadRequest("vary", "Prompts, seeds and rows must be text.")
-        if told.get("sketch") or told.get("start"):
-            raise BadRequest("vary", "A sweep follows no sketch and starts from no picture: clear both first.")
-        lines = [line for line in prompts.splitlines() if line.strip()] or [told["prompt"]]
-        settings = {name: told[name] for name in ("model", *planning.GENERAL)}
+        lines, settings = self.shared(told, prompts)
+        lines = lines or [told["prompt"]]
         try:
             plan = planning.read_plan(lines, seeds, rows, vary, self.profile.sweep_cells, **settings)
             for variant in plan.variants:
@@ -74,27 +74,59 @@ class Controls:
             raise BadRequest(refusal.field.replace("methods", "vary"), str(refusal)) from None
         return plan
 
+    def shared(self, told, prompts):
+        """(the prompts of the field, settings by name) of all work that begins here."""
+        if told.get("sketch") or told.get("start"):
+            raise BadRequest("vary", "A sweep follows no sketch and starts from no picture: clear both first.")
+        return [line for line in prompts.splitlines() if line.strip()], {name: told[name] for name in ("model", *planning.GENERAL)}
+
+    def search(self, name, most, values, told):
+        """(bound, settings, prompts, methods) as `Finding` takes them, checked."""
+        if name not in ("lpips", "seconds"):
+            raise BadRequest("vary", "Choose a bound: on LPIPS or on seconds.")
+        most, text = planning.check_number("vary", "The bound", most, 0.001, 10_000, float), values[-3]
+        if not (isinstance(text, str) and len(text) <= 60 * PROMPT_LENGTH):
+            raise BadRequest("vary", "Prompts must be text.")
+        try:
+            lines, settings = self.shared(told, text)
+            request = self.profile.check(Request(told["prompt"], methods="full", **settings))
+            prompts = [planning.check_prompt(line) for line in dict.fromkeys(lines)]
+        except BadRequest as refusal:
+            raise BadRequest(refusal.field.replace("methods", "vary"), str(refusal)) from None
+        if len(prompts) not in range(4, 9) and (prompts or not MODELS[request.model].closed):
+            raise BadRequest("vary", "Write 4 to 8 prompts: half of them propose, the others verify.")
+        methods = set(self.profile.methods) & set(MODELS[request.model].methods)
+        return {name: most}, {name: getattr(request, name) for name in settings}, prompts, methods
+
 
 class Sweeping(Work):
     """A sweep under way; what was finished before, in whatever process, is there at once."""
 
     def __init__(self, plan, history, owner):
         super().__init__("sweep")
+        self.said = ""  # what the pictures answer
         self.plan, self.history, self.owner = plan, history, owner
         self.sweep, self.place, self.thumbs, self.counted, self.before = None, (0, 1, 0, 1), {}, set(), 0
 
     def compute(self):
         from ..explore import sweep as sweeping
 
-        shown = 0
-        for i, self.sweep in enumerate(sweeping.run(self.plan, self.history, self.owner, self.watch, self.stop.is_set)):
-            self.collect()
-            self.count(i == 0)
-            if i == 0 or (i - shown) * SHOWS >= len(self.sweep.keys):
-                self.fresh, shown = True, i
-                self.changed.set()
-            if i:
-                self.between()
+        for sweep in sweeping.run(self.plan, self.history, self.owner, self.watch, self.stop.is_set):
+            self.take(sweep)
+
+    def take(self, sweep):
+        """Takes in what is new, and draws the page anew now and then."""
+        begins = sweep is not self.sweep
+        if begins:
+            self.sweep, self.plan, self.thumbs, self.counted, self.hidden = sweep, sweep.plan, {}, set(), 0
+        self.collect()
+        self.count(begins)
+        self.hidden += 1
+        if begins or self.hidden * SHOWS >= len(sweep.keys):
+            self.fresh, self.hidden = True, 0
+            self.changed.set()
+        if not begins:
+            self.between()
 
     def count(self, before):
         """Counts the pictures that are new as timed runs. before: whether they were there when the sweep began."""
@@ -145,7 +177,7 @@ class Sweeping(Work):
         if self.sweep is None:
             return None
         rows, units = sweeping.figures(self.sweep), range(len(self.plan.units))
-        return {"sweep": self.sweep.id, "state": self.state, "variables": sweeping.variables(self.plan), "device": self.sweep.environment,
+        return {"sweep": self.sweep.id, "state": self.state, "said": self.said, "variables": sweeping.variables(self.plan), "device": self.sweep.environment,
                 "units": [{"prompt": prompt, "seed": str(seed)} for prompt, seed in self.plan.units],
                 "variants": [{"at": row["at"], "figures": row["figures"], "front": row["front"], "cells": [self.shown(v, u) for u in units]}
                              for v, row in enumerate(rows)]}
@@ -168,3 +200,33 @@ class Sweeping(Work):
         except OSError:  # the pictures on the page must outlive whatever goes wrong with their table
             log.exception("The table of a sweep could not be written.")
             return None, "There is no table to download: the server's log says why."
+
+
+class Finding(Sweeping):
+    """The search for the fastest way under a bound: the sweep that proposes is shown, then the one that verifies.
+
+    bound: {"lpips": the largest} or {"seconds": the most}; told: the page's own settings by name; prompts: four or more, or
+    none for the embedded model's."""
+
+    def __init__(self, bound, told, prompts, methods, history, owner):
+        super().__init__(None, history, owner)
+        self.bound, self.methods = bound, methods
+        self.told = told | ({"prompts": prompts} if prompts else {})
+
+    def compute(self):
+        from ..explore import fastest
+
+        answer, *_ = fastest.search(self.history, self.owner, **self.bound, **self.told, seeds=1, methods=self.methods,
+                                    on_progress=self.watch, on_sweep=self.take, stop=self.stop.is_set)
+        self.said, self.fresh = answer.said, True
+
+    def watch(self, what, done, cells, step, steps):
+        super().watch(done, cells, step, steps)
+        self.sentence = f"{what.capitalize()}: {self.sentence[0].lower()}{self.sentence[1:]}"
+
+    def facts(self):
+        return {"bound": self.bound, **(super().facts() if self.plan else {})}
+
+    def status(self):
+        told = super().status()
+        return told | ({"sentence": self.said} if self.said and self.state == "finished" else {})

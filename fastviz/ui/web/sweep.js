@@ -27,7 +27,7 @@
   };
 
   function begin() {
-    const own = varied().filter((name) => !["row", "prompt", "seed"].includes(name)), rest = ["seed", "prompt", "row"].filter((name) => varied().includes(name));
+    const own = varied().filter((name) => !["row", "prompt", "seed"].includes(name)), rest = ["seed", "prompt", "row"].filter((name) => varied().includes(name)).sort((a, b) => (values(b).length > 6) - (values(a).length > 6)); // many go down
     const [down, across] = [...own, ...rest, "row", "seed"].filter((name, i, all) => all.indexOf(name) === i);
     const x = own[0] || "row";
     view = { down, across, x, y: "lpips", by: own[1] || (x === "row" ? "" : "row"), fixed: {} };
@@ -43,7 +43,7 @@
   function draw(focus) {
     const names = Object.keys(now.variables).map((name) => [name, label(name)]);
     const others = varied().filter((name) => name !== view.down && name !== view.across);
-    place.replaceChildren(
+    place.replaceChildren(...(now.said ? [h("p", { class: "answer" }, now.said)] : []),
       h("section", {}, h("h2", {}, "Pictures"), h("div", { class: "choose" },
         select("Down", names, view.down, (to) => { if (to === view.across) view.across = view.down; view.down = to; }),
         select("Across", names, view.across, (to) => { if (to === view.down) view.down = view.across; view.across = to; }),
