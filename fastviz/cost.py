@@ -125,12 +125,12 @@ def count(pipe, request, stack, steps):
 
 def ends(pipe, request, context, mode):
     """FLOP of text encoder and decoder, and what the U-Net is given on the context's grid: latents, and the rest by name."""
-    pair, start = guided(pipe, context), mode.total
+    pair = guided(pipe, context)
     made = encoded(pipe, request.prompt, pair, torch.device("meta"))
-    text = mode.total - start
+    text = mode.total
     latents = torch.empty(1, pipe.unet.config.in_channels, *context.grid, device="meta")
     pipe.vae.decode(latents)
-    decoder = mode.total - start - text
+    decoder = mode.total - text
     return text, decoder, torch.cat([latents] * (1 + pair)), network_inputs(made, request.size)
 
 

@@ -1,6 +1,7 @@
 """The sticker world, its language, and the parts of its training that can be checked without training."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import ImageFilter
 from safetensors.torch import save_file
 
 from fastviz import models
-from fastviz.stickers import autoencoder, evaluate, export, judge, loop, measures, muon, parts, teacher, words, world
+from fastviz.stickers import autoencoder, evaluate, export, judge, loop, measures, muon, parts, rebuild, teacher, words, world
 from fastviz.stickers.loop import follow, pace
 
 
@@ -286,3 +287,14 @@ def test_what_is_kept_of_training_is_gone_on_from_and_goes_when_it_is_shipped(tm
     monkeypatch.setattr(loop, "SHIPPED", shipped)
     export.export(tmp_path)
     assert (tmp_path / "model" / "model_index.json").is_file() and not (tmp_path / "onward").exists()
+
+
+def test_all_that_is_made_from_the_weights_is_renewed_in_order_until_something_fails(monkeypatch):
+    ran = []
+    monkeypatch.setattr(rebuild.subprocess, "run", lambda command: ran.append(" ".join(command[2:])) or SimpleNamespace(returncode=int("sketch" in command)))
+    with pytest.raises(SystemExit, match="sketch failed with exit code 1"):
+        rebuild.rebuild()
+    assert ran[:2] == ["fastviz.stickers export", "fastviz.stickers evaluate"] and len(ran) == 2 + 1 + 6 + 1
+    assert ran[2] in (loop.SHIPPED.parents[1] / "README.md").read_text()  # the command that its table names
+    with pytest.raises(SystemExit, match="choose from export, evaluate"):
+        rebuild.rebuild(["everything"])

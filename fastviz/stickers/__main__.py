@@ -4,6 +4,8 @@ import argparse
 
 import torch
 
+from . import rebuild
+
 STAGES = {
     "atlas": "draw the glyphs from the colour emoji font",
     "autoencoder": "1: train the autoencoder",
@@ -14,6 +16,7 @@ STAGES = {
     "keep": "3b: write what is trained to assets/stickers/onward, where any machine goes on from",
     "evaluate": "4: figures and contact sheet of the shipped model",
     "export": "5: write the trained model to assets/stickers",
+    "rebuild": "5b: export, and renew all that is made from the weights: figures, fitted and searched schedules, sketches, lessons",
     "distil": "6: train the one-step student's small U-Net to answer as the teacher does",
     "student-decoder": "6b: train the student's small decoder",
     "pairs": "7: draw with the guided teacher what the student learns to draw in one step",
@@ -52,6 +55,8 @@ def main():
             stage.add_argument("--count", type=int, default=32_000, help="pairs that are enough")
             stage.add_argument("--steps", type=int, default=20)
             stage.add_argument("--guidance", type=float, default=3.0, help="what the student will do without")
+        if name == "rebuild":
+            stage.add_argument("parts", nargs="*", help=f"{', '.join(rebuild.STEPS)}; all by default")
         if name == "score":
             stage.add_argument("--updates", type=int, default=2000, help="over which the mixture of the losses moves")
         if name == "evaluate-student":
@@ -81,6 +86,8 @@ def run(args):
         judge.fit(args.minutes, args.batch, args.lr)
     elif args.stage == "teacher":
         teacher.fit(args.minutes, args.batch, args.lr, args.scenes, args.fresh, args.room, args.decay, args.anew)
+    elif args.stage == "rebuild":
+        rebuild.rebuild(args.parts)
     elif args.stage in ("export", "keep"):
         getattr(export, args.stage)()
     elif args.stage in sketch.STAGES:

@@ -1,0 +1,26 @@
+"""Renews everything that is made from the embedded model's weights, in order, after they were trained further."""
+
+import subprocess
+import sys
+
+STEPS = {  # name -> commands, each resumable
+    "export": [["fastviz.stickers", "export"]],
+    "evaluate": [["fastviz.stickers", "evaluate"]],
+    "olss": [["fastviz", "fit", "olss", "--steps", "4,5,6,8,10,20", "--search", "olss,olss-p", "--guidance", "3", "--prompts", "12", "--held-out", "9"]],
+    "reuse": [["fastviz", "search", "reuse", "--model", "stickers", "--steps", str(steps), "--reuse", str(round(share * steps))]
+              for steps in (20, 50) for share in (0.25, 0.5, 0.75)],
+    "sketch": [["fastviz.stickers", "sketch", "--minutes", "60"], ["fastviz.stickers", "export-sketch"]],
+    "lessons": [["fastviz.lessons"]],
+}
+
+
+def rebuild(names=None):
+    """Runs the steps that are named, all by default, each as the command that a person would type; ends with the first
+    that fails. The one-step student has stages of its own: it takes hours."""
+    if unknown := set(names or ()) - set(STEPS):
+        raise SystemExit(f"There is no step {', '.join(sorted(unknown))}: choose from {', '.join(STEPS)}.")
+    for name in names or STEPS:
+        for command in STEPS[name]:
+            print(f"{name}: python -m {' '.join(command)}", flush=True)
+            if code := subprocess.run([sys.executable, "-m", *command]).returncode:
+                raise SystemExit(f"{name} failed with exit code {code}: the same command goes on from there with `rebuild {name}`.")
