@@ -1,5 +1,7 @@
 """What traced runs record of every model: attention maps against slow loops, maps back on the grid, estimates."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from fastviz import lens, run, trace
 from fastviz.methods.attention_reuse import attention_map
 from fastviz.patch import replaced, transformer_blocks
 from fastviz.request import Request, parse_stack
-from fastviz.trace import Trace
+from fastviz.trace import Context, Trace
 from fastviz.views.activity import activity, strip
 
 REQUEST = Request("a cat and a big dog", size=128, steps=4, guidance=3.0, methods="full")
@@ -79,6 +81,25 @@ def test_maps_are_put_back_onto_the_grid(tiny_pipe, monkeypatch, seen):
 def test_tokens_of_unknown_places_are_left_out(tiny_pipe):
     block, _ = attention_of(tiny_pipe)
     assert lens.self_shares(block.attn1, torch.randn(1, 40, block.attn1.to_q.in_features), (8, 8), None) is None
+
+
+def test_a_whole_grid_is_known_as_one_whatever_was_merged_for_the_other_attention(tiny_pipe):
+    """On a grid that is no square, so that sides cannot be exchanged."""
+    block, _ = attention_of(tiny_pipe)
+    x, found = torch.randn(1, 32, block.attn1.to_q.in_features), []
+    for seen in ({}, {"block": torch.zeros(32, dtype=torch.long)}):
+        context = Context(1, grid=(4, 8), trace=Trace())
+        context.seen, context.step = seen, 0
+        with torch.no_grad():
+            lens.Watching("block", (4, 8), context, 3).record(block.attn1, "attn1", x, None)
+        (value,), = (channel.values() for channel in context.trace.channels.values())
+        found.append(value)
+    assert np.array_equal(*found) and np.ptp(found[0])
+
+
+def test_a_prompt_that_is_cut_is_recorded_as_far_as_it_is_read(tiny_pipe):
+    _, channels = traced(tiny_pipe, "full", replace(REQUEST, prompt="a cat and " * 20))
+    assert {value.shape[0] for value in channels["attention.cross"].values()} == {tiny_pipe.tokenizer.model_max_length - 2}
 
 
 @pytest.mark.parametrize("text", ("full", "tome", "atedm", "attention_reuse(share=0.5)", "few_step(steps=4)", "atedm+tome",

@@ -336,6 +336,11 @@ def test_runs_of_another_kind_are_refused():
     assert scheduler.step(x, 999, x, return_dict=False)[0].shape == x.shape
 
 
+def test_a_run_may_end_at_the_first_timestep():
+    plain = {name: value for name, value in ddim_scheduler().config.items() if not name.startswith("_")}
+    assert OLSSScheduler(**plain | {"timesteps": [999, 9, 8, 0]}).config.timesteps[-1] == 0
+
+
 @pytest.mark.parametrize("change, said", (
     ({"timesteps": []}, "whole numbers"), ({"timesteps": [999, 700, 700, 3]}, "fall"), ({"timesteps": [1000, 9, 8, 7]}, "999"),
     ({"timesteps": [999.0, 9, 8, 7]}, "whole"), ({"wx": [1.0]}, "need 4 wx"), ({"we": [[1.0]] * 4}, "rows of 1 to 4"),

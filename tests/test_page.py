@@ -15,7 +15,7 @@ from fastviz.compare import Progress
 from fastviz.methods import tome
 from fastviz.request import BadRequest, Request, methods_text
 from fastviz.ui import temp
-from fastviz.ui.ask import CHOSEN, Ask
+from fastviz.ui.ask import CHOSEN, Ask, curve
 from fastviz.ui.board import measured, span
 from fastviz.ui.job import Job
 from fastviz.ui.page import Page
@@ -67,6 +67,7 @@ def test_the_curve_adds_four_rows_and_none_twice(ask):
     assert [stack[0].steps for stack in asked.methods[1:]] == [20, 30, 10, 5]
     assert [stack[0].steps for stack in ask.request(changed(ask, curve=True, steps=4)).methods[1:]] == [2, 1]
     assert [stack[0].steps for stack in ask.request(changed(ask, curve=True, steps=1)).methods[1:]] == [1]
+    assert [curve({"steps": steps, "few_step.solver": "dpm"}) != [] for steps in (0, 1, 1000, 1001)] == [False, True, True, False]
     for steps in (True, "20", {}, 0, 10**400, float("nan")):
         with pytest.raises(BadRequest) as refusal:
             ask.request(changed(ask, curve=True, steps=steps))
@@ -221,4 +222,8 @@ def test_a_running_comparison_tells_its_share_of_all_runs():
     job = Job(Request("a cat", methods="full,tome", repeats=2))
     job.watch(Progress(row=0, rows=2, title="Full model", repeat=0, repeats=2, step=25, steps=50, seconds_left=41.4))
     told = job.status()
-    assert (told["share"], told["row"], told["step"], told["left"]) == (1 / 8, 0, 1 / 2, "about 41 s left")
+    assert (told["share"], told["row"], told["step"], told["left"]) == (1 / 8, 0, 1 / 2, "about 41 s left") and "glimpse" not in told
+    job.glimpse(0, Image.new("RGB", (8, 8)))
+    assert job.status()["glimpse"].startswith("data:image/")
+    job.watch(job.progress._replace(row=1))
+    assert "glimpse" not in job.status()
