@@ -384,6 +384,18 @@ def test_a_second_visitor_waits_and_sees_the_place(visit):
     assert second.wait("finished", "failed") == "finished", second.words
 
 
+def test_a_row_that_was_stopped_shows_no_picture_of_what_it_aimed_at(visit):
+    tab = visit()
+    tab.number("steps", 100)
+    tab.methods()
+    tab.page.locator("#run").click()
+    tab.page.locator(".card img.aim:visible").wait_for()
+    tab.page.locator("#stop").click()
+    tab.wait("stopped")
+    assert tab.page.locator(".card img:visible").count() == 0
+    assert "Stopped before it was finished" in tab.page.locator(".card").first.inner_text()
+
+
 def test_a_closed_tab_ends_its_work(visit):
     tab = visit()
     tab.number("steps", 100)

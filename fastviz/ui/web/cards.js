@@ -1,7 +1,7 @@
 // One card per row. Its place is there from the start, so nothing moves when pictures arrive.
 (() => {
   const { h, say, format, known, speed } = fastviz;
-  const WORDS = { waiting: "Waiting", timed: "", done: "", failed: "Failed", stopped: "Stopped before its turn" };
+  const WORDS = { waiting: "Waiting", timed: "", done: "", failed: "Failed", stopped: "Stopped before it was finished" };
 
   function build(row) {
     const part = {
@@ -49,6 +49,7 @@
     const glimpse = running && !row.picture && progress.glimpse;
     part.picture.classList.toggle("aim", !row.picture);
     if (glimpse) Object.assign(part.picture, { src: glimpse, alt: `What ${name} aims at now`, hidden: false });
+    else if (!row.picture && (ended || row.error)) part.picture.hidden = true; // an aim that was never reached
     if (row.picture && part.picture.getAttribute("src") !== row.picture) {
       part.picture.src = row.picture;
       part.picture.alt = `Picture by ${name}`;
