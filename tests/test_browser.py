@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import shutil
 import time
 import urllib.parse
 import zipfile
@@ -20,10 +19,11 @@ from test_faults import server_process
 from test_load import PLACES, asked, occupied
 
 from fastviz import store, trace
+from fastviz.bench.paint import chromium
 from fastviz.request import Request
 
 REQUIRED = os.environ.get("FASTVIZ_BROWSER") == "required"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = chromium()
 FLAGS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
          "--disable-component-update --disable-sync").split()
 PATIENCE = 240_000  # ms that a busy machine may take for a run

@@ -38,28 +38,23 @@ class Tab:
 
     def sweep(self, request: gr.Request, *values):
         """Runs what the sweep's controls ask for, with the page's own prompt and settings, as far as it is not kept."""
-        own, others = values[:len(self.vary.all)], values[len(self.vary.all):]
-        try:
-            plan = self.vary.plan(own, dict(zip(self.page.ask.controls, others, strict=True)))
-            able()
-        except BadRequest as refusal:
-            yield self.page.turned_away(request, refusal)
-            return
-        shelf = self.page.shelf
-        yield from self.page.follow(request, lambda visit: Sweeping(plan, shelf.history, shelf.owner(request.session_hash)), self.swept,
-                                    {**dict.fromkeys(self.buttons, OFF), self.tables: None})
+        yield from self.started(request, values, lambda own, told: (Sweeping, self.vary.plan(own, told)))
 
     def find(self, request: gr.Request, name, most, *values):
         """Looks for the fastest way under a bound, with the page's own settings and the prompts of this tab."""
+        yield from self.started(request, values, lambda own, told: (Finding, *self.vary.search(name, most, own, told)))
+
+    def started(self, request, values, read):
+        """read(values of this tab, the page's own by name) -> (kind of work, what it is made from)."""
         own, others = values[:len(self.vary.all)], values[len(self.vary.all):]
         try:
-            wanted = self.vary.search(name, most, own, dict(zip(self.page.ask.controls, others, strict=True)))
+            kind, *wanted = read(own, dict(zip(self.page.ask.controls, others, strict=True)))
             able()
         except BadRequest as refusal:
             yield self.page.turned_away(request, refusal)
             return
         shelf = self.page.shelf
-        yield from self.page.follow(request, lambda visit: Finding(*wanted, shelf.history, shelf.owner(request.session_hash)), self.swept,
+        yield from self.page.follow(request, lambda visit: kind(*wanted, shelf.history, shelf.owner(request.session_hash)), self.swept,
                                     {**dict.fromkeys(self.buttons, OFF), self.tables: None})
 
     def left(self, work):
