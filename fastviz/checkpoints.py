@@ -16,6 +16,15 @@ WORKING_BYTES = 2 * 2**30  # beside the weights: Python, torch and activations o
 
 
 @dataclass(frozen=True)
+class Control:
+    """A published network that reads sketches for one model (ControlNet): where it is fetched from, at which commit, and what
+    its residuals are multiplied with."""
+    hub: str
+    revision: str
+    scale: float
+
+
+@dataclass(frozen=True)
 class Model:
     """One model that a request may name.
 
@@ -24,7 +33,8 @@ class Model:
     revision: where it is fetched from, a commit, "" where the first fetch decides which; variant: of its files, "" for
     the plain ones; dtype: "half" on a GPU or "float32" everywhere; parameters: in millions, of all that is loaded;
     scheduler: "ddim", or "own" for what lies in the folder; most_steps, most_guidance: upper bounds; methods: keys that do
-    something here; rows: what is asked for when nobody says; reference: the full model that a distilled one stands for.
+    something here; rows: what is asked for when nobody says; reference: the full model that a distilled one stands for;
+    control: the network that reads sketches and is fetched with the model.
     """
     key: str
     title: str
@@ -46,6 +56,7 @@ class Model:
     methods: tuple = EVERY
     rows: str = "full,few_step,attention_reuse,tome"
     reference: str = ""
+    control: Control | None = None
 
     @property
     def folder(self):
@@ -99,7 +110,8 @@ MODELS = {model.key: model for model in (
               hub="stabilityai/stable-diffusion-xl-base-1.0", revision="462165984030d82259a11f4367a4eed129e94a7b"),
     distilled("sdxs-dreamshaper", "SDXS-512 DreamShaper", licence="CreativeML Open RAIL++-M", parameters=441.3,
               reference="DreamShaper 8",
-              hub="IDKiro/sdxs-512-dreamshaper", revision="76f720262bb051da75666b22c902a78c8e16c763"),
+              hub="IDKiro/sdxs-512-dreamshaper", revision="76f720262bb051da75666b22c902a78c8e16c763",
+              control=Control("IDKiro/sdxs-512-dreamshaper-sketch", "cd341678087336ed72c05660ac84d765896b48e7", 0.8)),
     distilled("sdxs", "SDXS-512 0.9", licence="CreativeML Open RAIL++-M", parameters=661.5,
               reference="Stable Diffusion 2.1 base", hub="IDKiro/sdxs-512-0.9"),
     distilled("sd-turbo", "SD-Turbo", licence="Stability AI Community License", parameters=1290.0, variant="fp16",

@@ -4,18 +4,21 @@ What was fetched first is what is trusted: `models.check` compares every file wi
 is pinned by the table or, where that names none, by the record.
 """
 
+import dataclasses
 import errno
 import json
 import re
 import shutil
 import sys
 
+from . import fitted, sketch
 from .models import HASHES, BadModel, contents, device, free_memory, sha256, write_hashes
 
 ORIGIN = "origin.json"  # beside hashes.json: where the files came from
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 PARTS = (*NETWORKS, "scheduler", "tokenizer", "tokenizer_2")
 MARGIN = 2**28  # bytes of disk that stay free
+CONTROL, PICKLE = ("config.json", "diffusion_pytorch_model.safetensors"), "diffusion_pytorch_model.bin"
 
 
 def wanted(names, variant):
@@ -66,12 +69,12 @@ def sentence(error, model):
             "are kept.")
 
 
-def check_room(model, sizes):
+def check_room(model, sizes, folder):
     """BadModel when the files that are still to come do not fit onto the disk; says so when the model will not fit into
     memory."""
     place = model.folder.parent
     place.mkdir(parents=True, exist_ok=True)
-    missing = sum(size for name, size in sizes.items() if not (model.folder / name).is_file())
+    missing = sum(size for name, size in sizes.items() if not (folder / name).is_file())
     free = shutil.disk_usage(place).free
     if missing + MARGIN > free:
         raise BadModel(f"{model.title} needs {missing / 1e9:.2f} GB on disk and {free / 1e9:.2f} GB are free in {place}: make "
@@ -83,20 +86,29 @@ def check_room(model, sizes):
 
 
 def fetch(model):
-    """Downloads what is missing of `model`, checks it and writes the record -> its folder. BadModel with a sentence; what
-    had come by then stays, and the next fetch goes on from there."""
+    """Downloads what is missing of `model` and of its network for sketches, checks it and writes the record -> the model's
+    folder. BadModel with a sentence; what had come by then stays, and the next fetch goes on from there."""
+    revision, names = bring(model, model.folder, lambda names: wanted(names, model.variant))
+    record(model, revision)
+    if model.control:
+        fetch_control(model)
+    return model.folder
+
+
+def bring(model, folder, choose):
+    """Downloads into `folder` those files of model.hub that `choose` picks of all their names, and removes all others
+    -> (commit, names)."""
     from huggingface_hub import HfApi, errors, hf_hub_download
 
-    folder = model.folder
     try:
         told = HfApi().model_info(model.hub, revision=commit(model), files_metadata=True)
         files = {each.rfilename: each for each in told.siblings}
-        names = wanted(list(files), model.variant)
+        names = choose(list(files))
         sizes = {name: files[name].size or 0 for name in names}
         print(f"{model.title}: https://huggingface.co/{model.hub}, commit {told.sha}\nLicence: {model.licence}. Read it on "
               f"that page; by using the model you accept it.\n{len(names)} files, {sum(sizes.values()) / 1e9:.2f} GB, into "
               f"{folder}", file=sys.stderr)
-        check_room(model, sizes)
+        check_room(model, sizes, folder)
         for name in names:
             hf_hub_download(model.hub, name, revision=told.sha, local_dir=folder)
     except KeyboardInterrupt:
@@ -104,20 +116,56 @@ def fetch(model):
         raise
     except (OSError, errors.HTTPError) as error:
         raise BadModel(sentence(error, model)) from error
-    record(model, told.sha, {name: files[name].lfs.sha256 for name in names if files[name].lfs}, names)
-    return folder
+    compare(folder, names, {name: files[name].lfs.sha256 for name in names if files[name].lfs})
+    return told.sha, names
 
 
-def record(model, revision, told, names):
-    """Compares large files with the hashes that the hub tells, removes what does not belong there, and writes what
-    `models.check` compares with."""
-    for name in contents(model.folder):
-        path = model.folder / name
+def compare(folder, names, told):
+    """Compares files with the hashes `told` by the hub, and removes what is none of `names`."""
+    for name in contents(folder):
+        path = folder / name
         if name not in names:
             path.unlink()
         elif name in told and sha256(path) != told[name]:
             path.unlink()
             raise BadModel(f"{path} arrived damaged and was removed: run the same command again.")
+
+
+def fetch_control(model):
+    """The same for the network that reads sketches. Where it is published as a pickle alone, tensors are read of that, no
+    code is run, and what stays are safetensors."""
+    folder, known = sketch.path_of(model.folder), model.control
+    if not sketch.missing(model.folder):  # converted before: the hub does not have these files
+        return
+    whole = dataclasses.replace(model, title=f"{model.title}, network for sketches", hub=known.hub, revision=known.revision)
+    _, names = bring(whole, folder, lambda names: ["config.json", next((name for name in (CONTROL[1], PICKLE) if name in names), CONTROL[1])])
+    if PICKLE in names:
+        convert(folder / PICKLE, folder / CONTROL[1])
+    about = {"teacher": fitted.weights(model.folder), "scale": known.scale, "hub": known.hub, "revision": known.revision}
+    (folder / sketch.ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+    write_hashes(model.folder.parent)
+
+
+def convert(pickled, path):
+    """Writes the tensors of a state dict in a pickle as safetensors to `path`, and removes the pickle. BadModel when it holds
+    anything else."""
+    import pickle
+
+    import torch
+    from safetensors.torch import save_file
+
+    try:
+        weights = torch.load(pickled, map_location="cpu", weights_only=True)
+        save_file({name: weight.clone(memory_format=torch.contiguous_format) for name, weight in weights.items()}, path)
+    except (pickle.UnpicklingError, RuntimeError, AttributeError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadModel(f"{pickled} holds something else than tensors, was not read and is removed ({reason}).") from error
+    finally:
+        pickled.unlink()
+
+
+def record(model, revision):
+    """Writes what `models.check` compares with, and refuses files that are not those of the first fetch."""
     known = model.folder.parent / HASHES
     before = json.loads(known.read_text()) if known.is_file() else {}
     write_hashes(model.folder.parent)

@@ -280,20 +280,22 @@ def fresh_beside(folder, read):
         return _beside[folder][1]
 
 
-def load_control(folder):
+def load_control(folder, dtype=None):
     """The ControlNetModel in `folder`, which belongs to a model and is none of its own, read again when its files were
-    exchanged. BadModel when it is missing or changed."""
-    return fresh_beside(folder, read_control)
+    exchanged. dtype: of its model's U-Net, by default what models compute in here. BadModel when it is missing or changed."""
+    return fresh_beside(folder, functools.partial(read_control, dtype=dtype))
 
 
-def read_control(folder):
+def read_control(folder, dtype):
     check(folder)
     torchvision_fault()
     import torch
     from diffusers import ControlNetModel
 
+    where = device()
     try:
-        control = ControlNetModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=precision(where := device()))
+        control = ControlNetModel.from_pretrained(folder, local_files_only=True, use_safetensors=True,
+                                                  dtype=dtype or precision(where))
     except Exception as error:
         raise BadModel(f"{folder} could not be read ({error}): {again(folder, False)}.") from error
     control.to(where).eval().requires_grad_(False)

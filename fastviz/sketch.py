@@ -4,13 +4,13 @@ ControlNet, Zhang et al., arXiv 2302.05543. The network lies in the folder `sket
 as diffusers reads it. It belongs to these weights alone.
 """
 
+import json
 from contextlib import contextmanager
 
 from . import fitted, given, models
 from .patch import Refused, replaced
 
-ABOUT = "sketch.json"  # in the network's folder: whose it is and how it was trained
-MAKE = "make it with `python -m fastviz.stickers sketch`, then `export-sketch`"
+ABOUT = "sketch.json"  # in the network's folder: whose it is, how it was trained, and how much of it is added
 
 
 def path_of(folder):
@@ -21,7 +21,15 @@ def path_of(folder):
 def missing(folder):
     """"" when a network reads sketches for the model in `folder`, else the sentence that tells what to do."""
     fault = fitted.fault(path_of(folder) / ABOUT, folder)
-    return fault and f"This model cannot follow a sketch, {fault}: clear the sketch, or {MAKE}."
+    return fault and f"This model cannot follow a sketch, {fault}: clear the sketch{make(folder)}."
+
+
+def make(folder):
+    """How a network for the model in `folder` comes there, as the end of a sentence; "" where there is no way."""
+    model = next((model for model in models.MODELS.values() if model.folder == folder), None)
+    if model and model.control:
+        return f", or bring the network with `python -m fastviz fetch {model.key}`"
+    return ", or make the network with `python -m fastviz.stickers sketch`, then `export-sketch`" if model and model.source else ""
 
 
 def ready():
@@ -37,9 +45,14 @@ def load(pipe):
     if sentence := missing(folder):
         raise Refused(sentence)
     try:
-        return models.load_control(path_of(folder))
+        return models.load_control(path_of(folder), pipe.unet.dtype)
     except models.BadModel as error:
-        raise Refused(f"{error} Or {MAKE}.") from error
+        raise Refused(f"{error} Without it: clear the sketch{make(folder)}.") from error
+
+
+def scale(folder):
+    """What the residuals of the network for the model in `folder` are multiplied with."""
+    return json.loads((path_of(folder) / ABOUT).read_text()).get("scale", 1.0)
 
 
 def condition(drawing, size, device="cpu", dtype=None):
@@ -57,14 +70,20 @@ def taken(unet):
     return 1 + sum(len(stage.resnets) + bool(stage.downsamplers) for stage in unet.down_blocks)
 
 
-def followed(unet, control, forward, seen):
+def reads(control):
+    """Whether a network reads the prompt too, so that its residuals differ between the halves of guidance."""
+    return any("CrossAttn" in kind for kind in (*control.config.down_block_types, control.config.mid_block_type or ""))
+
+
+def followed(unet, control, forward, seen, scale=1.0):
     """unet.forward that follows the drawing `seen`. A student has lost its lowest stages, and what is said for them."""
     import torch  # here: the page asks this file what there is before torch is there
 
-    places = taken(unet)
+    places, ways = taken(unet), None if reads(control) else 1  # without the prompt, both halves of guidance get the same
 
     def guided(sample, timestep, encoder_hidden_states, **kwargs):
-        downs, middle = control(sample[:1], timestep, encoder_hidden_states[:1], seen, return_dict=False)  # equal for both halves
+        downs, middle = control(sample[:ways], timestep, encoder_hidden_states[:ways], seen.expand(len(sample[:ways]), -1, -1, -1),
+                                conditioning_scale=scale, return_dict=False)
         middle = middle if places == len(downs) else torch.zeros((), device=sample.device, dtype=sample.dtype)
         return forward(sample, timestep, encoder_hidden_states, down_block_additional_residuals=downs[:places],
                        mid_block_additional_residual=middle, **kwargs)
@@ -86,5 +105,5 @@ def attach(pipe, request, owner):
 
         control = bare_module(control)
     seen = condition(request.sketch, request.size, pipe.device, pipe.unet.dtype)
-    with replaced(pipe.unet, forward=followed(pipe.unet, control, pipe.unet.forward, seen)):
+    with replaced(pipe.unet, forward=followed(pipe.unet, control, pipe.unet.forward, seen, scale(fitted.folder(owner)))):
         yield

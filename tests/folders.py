@@ -1,7 +1,7 @@
 """Folders as the public checkpoints have them: the real classes and configurations, at tiny width, with random weights."""
 
 import torch
-from diffusers import (AutoencoderKL, AutoencoderTiny, DEISMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler,
+from diffusers import (AutoencoderKL, AutoencoderTiny, ControlNetModel, DEISMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler,
                        StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -75,6 +75,19 @@ def sdxs():
 
 def sdxs_dreamshaper():
     return plain(DEISMultistepScheduler(**BETAS), sdxs_network(cross_attention_dim=32), tiny_decoder())
+
+
+def sdxs_control():
+    """A ControlNetModel as SDXS's: with attention, so it reads the prompt."""
+    return loud(ControlNetModel.from_unet(unet((16, 32, 32), (0, 1, 1), layers_per_block=1, attention_head_dim=2, cross_attention_dim=32),
+                                        conditioning_embedding_out_channels=(4, 8, 8, 16)))
+
+
+def loud(network):
+    """A ControlNetModel whose convolutions no longer begin at zero."""
+    for layer in (*network.controlnet_down_blocks, network.controlnet_mid_block, network.controlnet_cond_embedding.conv_out):
+        torch.nn.init.normal_(layer.weight, std=0.3)
+    return network
 
 
 def sd_turbo():

@@ -12,18 +12,19 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """folder: what the repository holds; fault: "", "gated", "repo", "revision" or "cut", which breaks the first large
+    """folder: what every repository holds but those in `others`, {name: folder}; fault: "", "gated", "repo", "revision" or "cut", which breaks the first large
     file off in the middle, once; asked: (method, path, range) of every request."""
 
-    def __init__(self, folder):
-        self.folder, self.fault, self.asked = Path(folder), "", []
+    def __init__(self, folder, others):
+        self.folder, self.others, self.fault, self.asked = Path(folder), others, "", []
 
-    def files(self):
-        return {path.relative_to(self.folder).as_posix(): path for path in sorted(self.folder.rglob("*")) if path.is_file()}
+    def files(self, address):
+        folder = next((folder for name, folder in self.others.items() if f"/{name}/" in address), self.folder)
+        return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
-    def info(self):
+    def info(self, address):
         siblings = []
-        for name, path in self.files().items():
+        for name, path in self.files(address).items():
             told = {"rfilename": name, "size": path.stat().st_size, "blobId": hashlib.sha1(path.read_bytes()).hexdigest()}
             if path.suffix in (".safetensors", ".bin"):
                 told["lfs"] = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size": told["size"], "pointerSize": 130}
@@ -59,8 +60,8 @@ def handler(hub):
             if hub.fault in faults:
                 return self.refuse(*faults[hub.fault])
             if path.startswith("/api/"):
-                return self.send(json.dumps(hub.info()).encode(), {"Content-Type": "application/json"}, body)
-            file = hub.files().get(path.partition("/resolve/")[2].partition("/")[2])
+                return self.send(json.dumps(hub.info(path)).encode(), {"Content-Type": "application/json"}, body)
+            file = hub.files(path).get(path.partition("/resolve/")[2].partition("/")[2])
             if file is None:
                 return self.refuse(404, "EntryNotFound", "Entry not found")
             data = file.read_bytes()
@@ -90,9 +91,9 @@ def handler(hub):
 
 
 @contextmanager
-def serving(folder):
-    """(Hub, its address)."""
-    hub = Hub(folder)
+def serving(folder, **others):
+    """(Hub, its address). others: folders of single repositories, by the last part of their names, "_" for "-"."""
+    hub = Hub(folder, {name.replace("_", "-"): folder for name, folder in others.items()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler(hub))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -19,7 +19,7 @@ BASE = {"knobs", "patch", "ranges", "trace", "fitted"}
 MODELS = BASE | {"methods", "models", "request"}
 ARROWS = {
     "knobs": set(), "patch": set(), "ranges": {"patch"}, "trace": set(), "fitted": set(), "judge": set(), "checkpoints": set(),
-    "models": {"judge", "checkpoints"}, "hub": {"models"}, "deploy": {"models", "profile"},
+    "models": {"judge", "checkpoints"}, "hub": {"fitted", "models", "sketch"}, "deploy": {"models", "profile"},
     "kernels": set(), "gwpr": {"kernels"}, "schedulers": set(),
     "methods": BASE | {"bare", "gwpr", "kernels", "models", "schedulers"}, "bare": {"models", "patch"},
     "request": BASE | {"given", "methods", "models"},

@@ -1,16 +1,19 @@
 """Public checkpoints: folders of the real layout at tiny width are loaded as the table says, and run."""
 
 import dataclasses
+import io
 import json
 import math
+import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-from folders import BETAS, MADE, make, sides
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, StableDiffusionControlNetPipeline, UNet2DConditionModel
+from folders import BETAS, MADE, loud, make, sdxs_control, sides
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from fastviz import checkpoints, compare, cost, models
+from fastviz import checkpoints, compare, cost, fitted, models, sketch
 from fastviz.methods import METHODS, full
 from fastviz.models import MODELS, BadModel
 from fastviz.request import BadRequest, Request
@@ -51,6 +54,27 @@ def test_a_checkpoint_gives_what_its_own_pipeline_gives(key):
     assert run.latents.shape == (1, 4, 24, 24) and run.image.size == (192, 192)
     assert run.image.tobytes() == plain.images[0].tobytes()
     assert len(run.steps) == request.steps
+
+
+@pytest.mark.parametrize("key, guidance", [("sdxs-dreamshaper", 1.0), ("dreamshaper8", 5.0)])
+def test_a_published_network_for_sketches_does_what_diffusers_pipeline_makes_of_it(key, guidance, tmp_path, monkeypatch):
+    """It reads the prompt, other for each half of guidance, strokes are ones, and its residuals are scaled."""
+    shutil.copytree(MODELS[key].folder.parent, tmp_path / key)
+    monkeypatch.setenv("FASTVIZ_MODELS", str(tmp_path))
+    pipe, folder = models.load(key), sketch.path_of(MODELS[key].folder)
+    network = sdxs_control() if key == "sdxs-dreamshaper" else loud(ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8, 8, 16)))
+    network.save_pretrained(folder)
+    (folder / sketch.ABOUT).write_text(json.dumps({"teacher": fitted.weights(MODELS[key].folder), "scale": 0.8}))
+    models.write_hashes(tmp_path / key)
+    drawn = io.BytesIO()
+    Image.linear_gradient("L").point(lambda light: 255 * (light % 40 > 8)).save(drawn, "PNG")
+    request = asked(key, steps=min(3, MODELS[key].most_steps), size=128, guidance=guidance, sketch=drawn.getvalue())
+    run, without = (generate(pipe, one, (full.Knobs(),), request.steps) for one in (request, dataclasses.replace(request, sketch=None)))
+    theirs = StableDiffusionControlNetPipeline(**pipe.components, controlnet=network)
+    theirs.set_progress_bar_config(disable=True)
+    plain = theirs(request.prompt, image=sketch.condition(request.sketch, 128), height=128, width=128, num_inference_steps=request.steps,
+                   guidance_scale=guidance, controlnet_conditioning_scale=0.8, latents=noise(pipe, request), output_type="latent").images
+    assert torch.allclose(run.latents, plain, atol=1e-4) and not torch.allclose(run.latents, without.latents, atol=1e-2)
 
 
 @pytest.mark.parametrize("key, name", [("sd15", "DDIMScheduler"), ("dreamshaper8", "DDIMScheduler"), ("sdxl", "DDIMScheduler"),

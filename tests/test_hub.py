@@ -6,10 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from folders import make
+import torch
+from folders import make, sdxs_control
 from hub_server import COMMIT, serving
 
-from fastviz import checkpoints, hub, models
+from fastviz import checkpoints, hub, models, sketch
 from fastviz.models import MODELS, BadModel
 
 
@@ -101,18 +102,52 @@ def test_no_network_is_one_sentence(place):
     assert done.returncode == 1 and "switched off by HF_HUB_OFFLINE" in done.stderr
 
 
+class Evil:
+    def __reduce__(self):
+        return os.system, ("echo run",)
+
+
+def test_the_network_for_sketches_comes_with_its_model_as_tensors(tmp_path, monkeypatch):
+    """It is published as a pickle: what is read of it are tensors, and what stays are safetensors."""
+    published, network = tmp_path / "control", sdxs_control()
+    make("sdxs-dreamshaper").save_pretrained(tmp_path / "model")
+    network.save_pretrained(published, safe_serialization=False)
+    pickled = published / "diffusion_pytorch_model.bin"
+    harmless, code = pickled.read_bytes(), "import sys; from fastviz.__main__ import main; sys.exit(main(['fetch', 'sdxs-dreamshaper']))"
+    monkeypatch.setenv("FASTVIZ_MODELS", str(tmp_path / "models"))
+    model = MODELS["sdxs-dreamshaper"]
+    with serving(tmp_path / "model", sdxs_512_dreamshaper_sketch=published) as (server, address):
+        place = server, address, tmp_path / "models"
+        torch.save({"weight": Evil()}, pickled)
+        done = fetch(place, code=code)
+        assert done.returncode == 1 and "holds something else than tensors" in done.stderr and "Traceback" not in done.stderr
+        assert not [line for line in done.stdout.splitlines() if line == "run"]
+        assert models.verify(model) == "" and "fetch sdxs-dreamshaper" in sketch.missing(model.folder)  # the model itself is there
+        pickled.write_bytes(harmless)
+        done = fetch(place, code=code)
+        assert done.returncode == 0, done.stderr[-800:]
+        asked = len(server.asked)
+        assert fetch(place, code=code).returncode == 0
+        assert not [one for one in server.asked[asked:] if "sketch" in one[1]]
+    folder = sketch.path_of(model.folder)
+    assert sketch.missing(model.folder) == "" == models.check(folder, recorded=True) and sketch.scale(model.folder) == 0.8
+    assert models.contents(folder) == ["config.json", "diffusion_pytorch_model.safetensors", "sketch.json"]
+    back = models.load_control(folder).state_dict()
+    assert all(torch.equal(value, back[name]) for name, value in network.state_dict().items())
+
+
 def test_a_full_disk_is_told_before_anything_is_fetched(place, monkeypatch, tmp_path):
     monkeypatch.setenv("FASTVIZ_MODELS", str(tmp_path))
     with pytest.raises(BadModel, match=r"needs 900000\.00 GB on disk"):
-        hub.check_room(MODELS["sdxs"], {"unet/model.safetensors": 900_000_000_000_000})
-    hub.check_room(MODELS["sdxs"], {"unet/model.safetensors": 10})
+        hub.check_room(MODELS["sdxs"], {"unet/model.safetensors": 900_000_000_000_000}, tmp_path / "sdxs")
+    hub.check_room(MODELS["sdxs"], {"unet/model.safetensors": 10}, tmp_path / "sdxs")
 
 
 def test_memory_is_told_with_a_sentence(capsys, monkeypatch, tmp_path):
     import dataclasses
 
     monkeypatch.setenv("FASTVIZ_MODELS", str(tmp_path))
-    hub.check_room(dataclasses.replace(MODELS["sdxs"], parameters=9e6), {})
+    hub.check_room(dataclasses.replace(MODELS["sdxs"], parameters=9e6), {}, tmp_path)
     assert "GiB of memory to run" in capsys.readouterr().err
 
 
@@ -136,14 +171,15 @@ def test_files_that_differ_from_the_first_fetch_are_refused(repository, tmp_path
     model = MODELS["sdxs"]
     shutil.copytree(repository, model.folder)
     names = hub.wanted(models.contents(model.folder), "fp16")
-    hub.record(model, COMMIT, {}, names)
+    hub.compare(model.folder, names, {})
+    hub.record(model, COMMIT)
     assert models.contents(model.folder) == sorted(names)
     path = model.folder / "unet/config.json"
     path.write_text(path.read_text() + " ")
     with pytest.raises(BadModel, match="not what was fetched first"):
-        hub.record(model, COMMIT, {}, names)
+        hub.record(model, COMMIT)
     with pytest.raises(BadModel, match="was changed or damaged.*fetch sdxs"):
         models.verify(model)
     with pytest.raises(BadModel, match="arrived damaged and was removed"):
-        hub.record(model, COMMIT, {"unet/config.json": "0" * 64}, names)
+        hub.compare(model.folder, names, {"unet/config.json": "0" * 64})
     assert not path.exists() and checkpoints.store() == tmp_path

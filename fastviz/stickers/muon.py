@@ -1,13 +1,16 @@
-"""Muon: momentum whose matrices are made orthogonal by Newton-Schulz iterations, in single precision.
+"""Muon: momentum whose matrices are made orthogonal by Newton-Schulz iterations.
 
 Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024). torch.optim.Muon takes matrices only
-and iterates in bfloat16, which a processor without it emulates slowly; here convolutions count as matrices
-(outputs, inputs x kernel) and equal shapes are iterated together.
+and iterates in bfloat16, which a processor without it emulates slowly; here it iterates in the precision that training
+computes in (loop.PRECISION), convolutions count as matrices (outputs, inputs x kernel) and equal shapes are iterated
+together.
 """
 
 from collections import defaultdict
 
 import torch
+
+from .loop import PRECISION
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -40,7 +43,7 @@ class Muon(torch.optim.Optimizer):
             for (m, n), weights in shapes.items():
                 rises = [self._momentum(p, group["momentum"]).reshape(m, n) for p in weights]
                 scale = group["lr"] * 0.2 * max(m, n) ** 0.5
-                for p, change in zip(weights, orthogonal(torch.stack(rises))):
+                for p, change in zip(weights, orthogonal(torch.stack(rises).to(PRECISION))):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(change.reshape(p.shape), alpha=-scale)
 
     def _momentum(self, p, factor):

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from . import autoencoder, parts, world
-from .loop import CUDA, DEVICE, SHIPPED, checkpoint, feed, shipped, start_seed, train
+from .loop import DEVICE, SHIPPED, checkpoint, feed, quick, shipped, start_seed, train
 from .muon import Muon
 
 WINDOW, WHOLE = 16, 32  # latent cells
@@ -172,10 +172,7 @@ def fit(minutes, size, lr, share=0.0, fresh=2.0, room=12_000, decay=0.25, anew=F
     start = None if anew else latest()
     seed = start_seed("teacher", 2, start)
     model = Teacher().to(DEVICE)
-    model.unet.to(memory_format=torch.channels_last)
-    if CUDA:
-        torch.set_float32_matmul_precision("high")
-        model.unet.compile(dynamic=False)  # two shapes: windows and scenes
+    quick(model.unet, minutes)
     scenes = Scenes(autoencoder.trained().encoder.to(DEVICE), tokens_of(model.tokenizer, [""]), room)
     painted = feed(partial(paint, alone=share == 0), seed)
     while scenes.count < min(room, 20 * size):

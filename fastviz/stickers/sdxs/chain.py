@@ -9,7 +9,7 @@ import torch
 
 from ... import fitted, models
 from .. import autoencoder, parts, teacher, world
-from ..loop import CUDA, DEVICE, checkpoint, shipped
+from ..loop import DEVICE, checkpoint, quick, shipped
 from . import network
 
 MODEL = models.MODELS["stickers"]
@@ -35,17 +35,8 @@ def frozen(module):
     return module.to(DEVICE).eval().requires_grad_(False)
 
 
-def quick(unet):
-    """On the training device, in the layout that convolutions like, and compiled where there is a GPU."""
-    unet.to(DEVICE, memory_format=torch.channels_last)
-    if CUDA:
-        torch.set_float32_matmul_precision("high")
-        unet.compile(dynamic=False)
-    return unet
-
-
 def committed_teacher(fast=True):
-    """The committed teacher.Teacher, frozen, on the training device. fast: compiled where there is a GPU."""
+    """The committed teacher.Teacher, frozen, on the training device. fast: as `quick` makes it."""
     model = teacher.Teacher()
     model.load_state_dict(teacher.committed()["weights"])
     if fast:

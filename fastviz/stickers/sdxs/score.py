@@ -12,7 +12,7 @@ import copy
 import torch
 from torch import nn
 
-from ..loop import start_seed, train
+from ..loop import quick, start_seed, train
 from . import chain, network, warmup
 from .pairs import Pairs, empty_like, guided
 
@@ -113,7 +113,7 @@ def fit(minutes, size, lr, updates):
     """Goes on from the checkpoint or, without one, from the warmed-up student; the online network begins as the teacher."""
     start_seed(chain.name("score"), 13)
     guide = chain.committed_teacher()
-    pair = Pair(chain.quick(chain.student(guide, "warmup")), copy.deepcopy(guide.unet).requires_grad_(True))
+    pair = Pair(quick(chain.student(guide, "warmup"), minutes), copy.deepcopy(guide.unet).requires_grad_(True))
     optimizers = [torch.optim.AdamW(part.parameters(), lr=rate, betas=(0.0, 0.99), weight_decay=1e-3)
                   for part, rate in ((pair.student, lr), (pair.online, PACE * lr))]
     pairs = Pairs(guide)

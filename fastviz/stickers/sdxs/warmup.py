@@ -9,7 +9,7 @@ of the latents (Song and Dhariwal, arXiv 2310.14189, equation 7) keeps colours i
 import torch
 import torch.nn.functional as F
 
-from ..loop import start_seed, train
+from ..loop import quick, start_seed, train
 from . import chain, network
 from .pairs import Pairs
 
@@ -88,6 +88,6 @@ def fit(minutes, size, lr):
     """Goes on from the checkpoint or, without one, from the distilled student."""
     start_seed(chain.name("warmup"), 12)
     guide = chain.committed_teacher()
-    student = chain.quick(chain.student(guide, "distil"))
+    student = quick(chain.student(guide, "distil"), minutes)
     return train(chain.name("warmup"), student, batches(Pairs(guide), size), loss_of(guide, chain.alphas()), minutes, lr,
                  report_every=60)
