@@ -27,7 +27,7 @@ def guide(tiny_pipe):
 def workshop(guide, tiny_pipe, tmp_path, monkeypatch):
     """An empty folder to train in, with the tiny pipeline as what is committed."""
     monkeypatch.setattr(loop, "WORK", tmp_path)
-    monkeypatch.setattr(chain, "committed_teacher", lambda fast=True: copy.deepcopy(guide))
+    monkeypatch.setattr(chain, "committed_teacher", lambda minutes=None: copy.deepcopy(guide))
     monkeypatch.setattr(chain, "decoder_teacher", lambda: copy.deepcopy(tiny_pipe.vae))
     monkeypatch.setattr(chain, "digest", lambda: "0123456789abcdef")
     return tmp_path

@@ -26,7 +26,7 @@ def workshop(tiny_pipe, tmp_path, monkeypatch):
     """An empty folder to train in, with the tiny pipeline as what is committed."""
     guide = SimpleNamespace(unet=tiny_pipe.unet, text=tiny_pipe.text_encoder, tokenizer=tiny_pipe.tokenizer)
     monkeypatch.setattr(loop, "WORK", tmp_path / "training")
-    monkeypatch.setattr(chain, "committed_teacher", lambda fast=True: copy.deepcopy(guide))
+    monkeypatch.setattr(chain, "committed_teacher", lambda minutes=None: copy.deepcopy(guide))
     monkeypatch.setattr(chain, "decoder_teacher", lambda: copy.deepcopy(tiny_pipe.vae))
     monkeypatch.setattr(chain, "digest", lambda: "0123456789abcdef")
     return guide

@@ -1,6 +1,8 @@
 """The sticker world, its language, and the parts of its training that can be checked without training."""
 
+import json
 import random
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import ImageFilter
 from safetensors.torch import save_file
 
 from fastviz import models
-from fastviz.stickers import autoencoder, evaluate, export, judge, loop, measures, muon, parts, rebuild, teacher, words, world
+from fastviz.stickers import autoencoder, behaviour, card, evaluate, export, judge, loop, measures, muon, parts, rebuild, teacher, words, world
 from fastviz.stickers.loop import follow, pace
 
 
@@ -289,12 +291,49 @@ def test_what_is_kept_of_training_is_gone_on_from_and_goes_when_it_is_shipped(tm
     assert (tmp_path / "model" / "model_index.json").is_file() and not (tmp_path / "onward").exists()
 
 
+def test_other_steps_and_guidance_are_measured_once_for_the_same_weights(monkeypatch, tmp_path, capsys):
+    asked = []
+
+    def found(pipe, count, steps, guidance):
+        asked.append((steps, guidance))
+        return {"steps": steps, "guidance": guidance, "one": 0.5 + steps / 400, "two": guidance / 10, "background": 1.0}
+
+    monkeypatch.setattr(behaviour, "cell", found)
+    monkeypatch.setattr(behaviour, "FILE", tmp_path / "behaviour.json")
+    monkeypatch.setattr(card, "SHIPPED", tmp_path)
+    shutil.copytree(loop.SHIPPED / "judge", tmp_path / "judge")
+    for name in ("evaluation.json", "training.json"):
+        shutil.copy(loop.SHIPPED / name, tmp_path)
+    card.write()
+    assert "At other steps" not in (tmp_path / "README.md").read_text()
+    behaviour.main(16)
+    assert sorted(asked) == [(s, g) for s in behaviour.STEPS for g in behaviour.GUIDANCE]
+    text = (tmp_path / "README.md").read_text()
+    assert "| guidance 7.5 | 52% / 75% | 55% / 75% | 57% / 75% | 62% / 75% | 75% / 75% |" in text and "behaviour.png" in text
+    told = json.loads((tmp_path / "behaviour.json").read_text())
+    told["cells"].pop()
+    (tmp_path / "behaviour.json").write_text(json.dumps(told))
+    behaviour.main(16)
+    assert asked[20:] == [(100, 7.5)]
+    behaviour.main(8)
+    assert len(asked) == 41
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["prompts"] == 8
+    steps, guidance = behaviour.curves(told).axes
+    assert [list(line.get_xdata()) for line in steps.lines] == [[10, 20, 30, 50, 100]] * 3
+    assert [list(line.get_ydata()) for line in guidance.lines][1] == [10, 30, 50, 75]
+
+
+def test_a_cell_of_that_table_holds_shares():
+    found = behaviour.cell(models.load("stickers"), 2, 3, 3.0)
+    assert all(found[name] in (0, 0.25, 0.5, 0.75, 1) for name in behaviour.LINES) and found["steps"] == 3
+
+
 def test_all_that_is_made_from_the_weights_is_renewed_in_order_until_something_fails(monkeypatch):
     ran = []
     monkeypatch.setattr(rebuild.subprocess, "run", lambda command: ran.append(" ".join(command[2:])) or SimpleNamespace(returncode=int("sketch" in command)))
     with pytest.raises(SystemExit, match="sketch failed with exit code 1"):
         rebuild.rebuild()
-    assert ran[:2] == ["fastviz.stickers export", "fastviz.stickers evaluate"] and len(ran) == 2 + 1 + 6 + 1
-    assert ran[2] in (loop.SHIPPED.parents[1] / "README.md").read_text()  # the command that its table names
+    assert ran[:2] == ["fastviz.stickers export", "fastviz.stickers evaluate"] and len(ran) == 3 + 1 + 6 + 1
+    assert ran[3] in (loop.SHIPPED.parents[1] / "README.md").read_text()  # the command that its table names
     with pytest.raises(SystemExit, match="choose from export, evaluate"):
         rebuild.rebuild(["everything"])

@@ -15,6 +15,7 @@ STAGES = {
     "teacher": "3: train the U-Net and its text encoder",
     "keep": "3b: write what is trained to assets/stickers/onward, where any machine goes on from",
     "evaluate": "4: figures and contact sheet of the shipped model",
+    "behaviour": "4b: figures of the shipped model at other steps and guidance, as a table and curves",
     "export": "5: write the trained model to assets/stickers",
     "rebuild": "5b: export, and renew all that is made from the weights: figures, fitted and searched schedules, sketches, lessons",
     "distil": "6: train the one-step student's small U-Net to answer as the teacher does",
@@ -62,6 +63,8 @@ def main():
         if name == "evaluate-student":
             stage.add_argument("--count", type=int, default=32, help="prompts for each number of objects")
             stage.add_argument("--repeats", type=int, default=5, help="timed runs of teacher and student, by turns")
+        if name == "behaviour":
+            stage.add_argument("--count", type=int, default=16, help="prompts for each number of objects")
         if name in ("evaluate", "evaluate-sketch"):
             stage.add_argument("--count", type=int, default=64, help="prompts for each number of objects")
             stage.add_argument("--steps", type=int, default=50)
@@ -72,7 +75,7 @@ def main():
 
 
 def run(args):
-    from . import autoencoder, evaluate, export, judge, sdxs, sketch, teacher, world
+    from . import autoencoder, behaviour, evaluate, export, judge, sdxs, sketch, teacher, world
 
     if args.stage == "atlas":
         world.render_atlas().save(world.ATLAS, quality=92, method=6)
@@ -90,6 +93,8 @@ def run(args):
         rebuild.rebuild(args.parts)
     elif args.stage in ("export", "keep"):
         getattr(export, args.stage)()
+    elif args.stage == "behaviour":
+        behaviour.main(args.count)
     elif args.stage in sketch.STAGES:
         sketch.run(args)
     elif args.stage in sdxs.STAGES:

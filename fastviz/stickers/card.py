@@ -65,13 +65,26 @@ Autoencoder on held-out scenes: {psnr} dB PSNR{small}. The judge itself, on 1000
 {judge[object]:.1%}, both of two {judge[pair]:.1%}, background {judge[background]:.1%}, relation {judge[relation]:.1%}, an
 object seen where there is none {judge[false]:.1%}.
 
-## Limits
+{behaviour}## Limits
 
 {limits}
 
 ## Licences
 
 Weights and code: Apache-2.0. The stickers are pictures of Noto Color Emoji (Apache-2.0; font SIL OFL-1.1).
+"""
+
+BEHAVIOUR = """### At other steps and guidance
+
+All objects found, of {prompts} held-out prompts with one object / {prompts} with two
+(`python -m fastviz.stickers behaviour --count {prompts}`):
+
+| | {head} |
+|---|{rule}
+{rows}
+
+![The same as curves](behaviour.png)
+
 """
 
 
@@ -89,12 +102,23 @@ def limits(told):
     return "\n".join(lines + ["Fine detail is soft. Sizes other than 256 px are for timing: it was never trained on them."])
 
 
-def write(parameters, size=256):
-    """Writes the card. parameters: of U-Net and text encoder."""
+def behaviour(told):
+    """The table of other steps and guidance, objects found of prompts with one / two; "" before it was measured."""
+    if not told:
+        return ""
+    steps, guidance = (sorted({cell[name] for cell in told["cells"]}) for name in ("steps", "guidance"))
+    cells = {(cell["steps"], cell["guidance"]): f"{cell['one']:.0%} / {cell['two']:.0%}" for cell in told["cells"]}
+    lines = [f"| guidance {g:g} | {' | '.join(cells[s, g] for s in steps)} |" for g in guidance]
+    return BEHAVIOUR.format(head=" | ".join(f"{s} steps" for s in steps), rule="---|" * len(steps), rows="\n".join(lines), **told)
+
+
+def write(size=256):
+    """Writes the card."""
     told, training, judge = read("evaluation.json"), read("training.json"), read("judge/config.json")
+    other = read("behaviour.json") if (SHIPPED / "behaviour.json").exists() else None
     hours = "; ".join(f"{name}: {stage['hours']:.1f} h on {stage['device']}" for name, stage in training["stages"].items())
     values = dict(
-        size=size, millions=parameters / 1e6, backgrounds=len(BACKGROUNDS), objects=len(OBJECTS), names=", ".join(OBJECTS),
+        size=size, millions=told["parameters"] / 1e6, behaviour=behaviour(other), backgrounds=len(BACKGROUNDS), objects=len(OBJECTS), names=", ".join(OBJECTS),
         places=", ".join(BACKGROUNDS), relations=", ".join(RELATIONS), steps=training["step"], sampling=told["steps"],
         hours=hours, one=told["objects: 1"], two=told["objects: 2"], double=2 * told["prompts"],
         judge=judge["heldout"]["clean"], limits=limits(told), psnr=told["psnr"]["model"],

@@ -91,8 +91,9 @@ def main(count, steps, guidance):
     told["psnr"] = {name: autoencoder.psnr(lambda x: encoded(vae, x), lambda z: vae.decode(z).sample)
                     for name, vae in [("model", pipe.vae)] + [("tiny", autoencoder.trained())] * (FOLDER / "tiny").is_dir()}
     told["megabytes"] = round(sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) / 2**20, 1)
+    told["parameters"] = sum(p.numel() for part in (pipe.unet, pipe.text_encoder) for p in part.parameters())
     (FOLDER / "evaluation.json").write_text(json.dumps(told, indent=1) + "\n")
-    card.write(sum(p.numel() for part in (pipe.unet, pipe.text_encoder) for p in part.parameters()))
+    card.write()
     print(json.dumps(told))
 
 

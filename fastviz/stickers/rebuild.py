@@ -6,6 +6,7 @@ import sys
 STEPS = {  # name -> commands, each resumable
     "export": [["fastviz.stickers", "export"]],
     "evaluate": [["fastviz.stickers", "evaluate"]],
+    "behaviour": [["fastviz.stickers", "behaviour"]],
     "olss": [["fastviz", "fit", "olss", "--steps", "4,5,6,8,10,20", "--search", "olss,olss-p", "--guidance", "3", "--prompts", "12", "--held-out", "9"]],
     "reuse": [["fastviz", "search", "reuse", "--model", "stickers", "--steps", str(steps), "--reuse", str(round(share * steps))]
               for steps in (20, 50) for share in (0.25, 0.5, 0.75)],

@@ -35,12 +35,12 @@ def frozen(module):
     return module.to(DEVICE).eval().requires_grad_(False)
 
 
-def committed_teacher(fast=True):
-    """The committed teacher.Teacher, frozen, on the training device. fast: as `quick` makes it."""
+def committed_teacher(minutes=None):
+    """The committed teacher.Teacher, frozen, on the training device; as `quick` makes it for `minutes` of training, None: plain."""
     model = teacher.Teacher()
     model.load_state_dict(teacher.committed()["weights"])
-    if fast:
-        quick(model.unet)
+    if minutes is not None:
+        quick(model.unet, minutes)
     return frozen(model)
 
 

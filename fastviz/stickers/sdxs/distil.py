@@ -54,7 +54,7 @@ def scenes(guide, encoder, size, fresh, room, seed):
 
 def fit(minutes, size, lr, fresh=2.0, room=12_000):
     """Trains the student from the teacher's own blocks, or goes on from the checkpoint. fresh: new scenes per batch."""
-    seed, guide = start_seed(chain.name("distil"), 11), chain.committed_teacher()
+    seed, guide = start_seed(chain.name("distil"), 11), chain.committed_teacher(minutes)
     student = quick(network.student_of(guide.unet), minutes)
     batches = scenes(guide, chain.decoder_teacher().encoder, size, fresh, room, seed)
     return train(chain.name("distil"), student, batches, loss_of(guide, chain.alphas()), minutes, lr, report_every=60)

@@ -98,7 +98,7 @@ def told(row, reference, scenes, count):
 def main(count, repeats):
     """Prints a table of `count` held-out prompts with one object and as many with two, and one JSON line last; writes it and
     the figures to training/. NotYet before the small decoder was trained."""
-    guide = chain.committed_teacher(fast=False)
+    guide = chain.committed_teacher()
     ways = rows(guide)
     scenes = [scene for number in (1, 2) for scene in evaluate.prompts(count, objects=number)]
     reference = drawn(next(iter(ways.values())), [scene.caption for scene in scenes])

@@ -74,7 +74,7 @@ def save(latents, steps, guidance):
 
 def make(minutes, size, steps, guidance, most):
     """Adds pairs for `minutes`, or until there are `most`; saved after every batch. Returns how many there are."""
-    told, guide, start = saved(steps, guidance), chain.committed_teacher(), time.time()
+    told, guide, start = saved(steps, guidance), chain.committed_teacher(minutes), time.time()
     latents = told["latents"] if told else torch.empty(0, 4, 32, 32, dtype=torch.half)
     while time.time() - start < 60 * minutes and len(latents) < most:
         seeds = range(SEED + len(latents), SEED + min(most, len(latents) + size))

@@ -87,7 +87,7 @@ def batches(pairs, size):
 def fit(minutes, size, lr):
     """Goes on from the checkpoint or, without one, from the distilled student."""
     start_seed(chain.name("warmup"), 12)
-    guide = chain.committed_teacher()
+    guide = chain.committed_teacher(minutes)
     student = quick(chain.student(guide, "distil"), minutes)
     return train(chain.name("warmup"), student, batches(Pairs(guide), size), loss_of(guide, chain.alphas()), minutes, lr,
                  report_every=60)

@@ -29,7 +29,7 @@ def about():
 
 def export(folder=SHIPPED):
     """Writes folder/sketch and its lines of folder/hashes.json."""
-    control, target = trained(chain.committed_teacher(fast=False).unet).to("cpu").half(), path_of(folder / "model")
+    control, target = trained(chain.committed_teacher().unet).to("cpu").half(), path_of(folder / "model")
     shutil.rmtree(target, ignore_errors=True)
     control.save_pretrained(target, max_shard_size="9MB")
     (target / ABOUT).write_text(json.dumps(about(), indent=1) + "\n")

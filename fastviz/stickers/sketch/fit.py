@@ -8,7 +8,7 @@ import random
 import torch
 
 from .. import autoencoder, parts, teacher, world
-from ..loop import DEVICE, feed, start_seed, train
+from ..loop import DEVICE, feed, quick, start_seed, train
 from ..sdxs import chain
 from . import network, outline
 
@@ -81,7 +81,8 @@ def report_of(guide, encoder):
 
     @torch.no_grad()
     def report(control):
-        found = {name: (network.estimate(guide.unet, control, noisy, t, text, given) - noise).pow(2).mean()
+        plain = guide.unet.forward  # what is compiled would be compiled again for this batch
+        found = {name: (network.estimate(plain, control, noisy, t, text, given) - noise).pow(2).mean()
                  for name, given in (("with", sketches), ("without", None))}
         return {name: round(float(error), 5) for name, error in found.items()}
 
@@ -90,9 +91,9 @@ def report_of(guide, encoder):
 
 def fit(minutes, size, lr, fresh=2.0, room=6000):
     """Goes on from the checkpoint or, without one, from the teacher's convolutions. size: windows per batch."""
-    seed, guide = start_seed(name(), 15), chain.committed_teacher()
+    seed, guide = start_seed(name(), 15), chain.committed_teacher(minutes)
     encoder = chain.decoder_teacher().encoder
-    control = chain.quick(network.untrained(guide.unet))
+    control = quick(network.untrained(guide.unet), minutes)
     store, painted = Drawn(encoder, teacher.tokens_of(guide.tokenizer, [""]), room), feed(paint, seed)
     while store.count < 10 * size:
         store.add(*next(painted))
