@@ -106,7 +106,8 @@ def test_a_server_that_ends_says_why(monkeypatch):
 
 @pytest.mark.skipif(not paint.chromium() and not REQUIRED, reason="no Chromium here: install it, for example apt-get install chromium")
 def test_the_page_is_painted_beside_an_empty_one():
-    found = paint.measure(1)
+    found, pen = paint.measure(1)
+    assert len(pen) == 1 and pen[0] > 0
     assert found.keys() == {"fastviz", "empty"}
     for told in found.values():
         assert told["spread"][0] == told["seconds"] == told["spread"][1] > 0 and told["files"] > 10 and told["bytes"] > 100_000

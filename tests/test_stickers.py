@@ -12,7 +12,7 @@ from PIL import ImageFilter
 from safetensors.torch import save_file
 
 from fastviz import models
-from fastviz.stickers import autoencoder, behaviour, card, evaluate, export, judge, loop, measures, muon, parts, rebuild, teacher, words, world
+from fastviz.stickers import autoencoder, behaviour, card, evaluate, export, judge, loop, measures, muon, parts, progress, rebuild, teacher, words, world
 from fastviz.stickers.loop import follow, pace
 
 
@@ -289,6 +289,33 @@ def test_what_is_kept_of_training_is_gone_on_from_and_goes_when_it_is_shipped(tm
     monkeypatch.setattr(loop, "SHIPPED", shipped)
     export.export(tmp_path)
     assert (tmp_path / "model" / "model_index.json").is_file() and not (tmp_path / "onward").exists()
+
+
+def test_a_milestone_is_entered_once_for_each_step_and_the_line_through_them_is_told(monkeypatch, tmp_path, capsys):
+    log = [{"step": 10 * i, "loss": 1 / (1 + i)} for i in range(1, 60)]
+    steps = iter((1000, 2000, 4000, 4000))
+
+    def milestone(count, sampling, guidance):
+        step = next(steps)
+        share = step / (step + 2000)  # logit(share) = log(step) - log(2000)
+        return {"step": step, "hours": 1.0, "prompts": count, "sampling": sampling, "one": share, "two": share, "background": 1.0}, log
+
+    monkeypatch.setattr(progress, "milestone", milestone)
+    monkeypatch.setattr(progress, "FILE", tmp_path / "learning.json")
+    for _ in range(4):
+        progress.main(32, 25, 3.0)
+    assert [each["step"] for each in json.loads((tmp_path / "learning.json").read_text())] == [1000, 2000, 4000]
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["bars at step"] == {"one": 38_000, "two": 18_000} and (tmp_path / "learning.png").stat().st_size > 5000
+    assert progress.reached([{"step": s, "one": 0.5, "prompts": 8} for s in (1, 2, 3)], "one") is None
+    assert progress.logit(1.0, 32) == -progress.logit(0.0, 32) > 0
+
+
+def test_a_milestone_reads_what_the_checkpoint_draws(monkeypatch, tmp_path):
+    monkeypatch.setattr(progress, "WORK", tmp_path)
+    told, log = progress.milestone(1, 2, 3.0)
+    assert {"one", "two"} <= told.keys() and log[-1]["step"] <= told["step"]
+    assert len(list(tmp_path.glob("milestone-*-[12].webp"))) == 2
 
 
 def test_other_steps_and_guidance_are_measured_once_for_the_same_weights(monkeypatch, tmp_path, capsys):

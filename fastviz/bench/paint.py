@@ -1,7 +1,8 @@
-"""How soon the page can be read in a browser, beside the smallest page that Gradio makes: a text box and a button.
+"""How soon the page can be read in a browser, beside the smallest page that Gradio makes: a text box and a button; and how soon
+a picture follows the pen.
 
-Both are served side by side and opened by turns in Chromium, each time as a stranger (nothing cached). Seconds from the
-request until the text box and the button are painted. Needs playwright, from requirements-test.txt, and Chromium.
+Both pages are served side by side and opened by turns in Chromium, each time as a stranger (nothing cached). Seconds from the
+request until the text box and the button are painted, and from lifting the pen until the quick picture is another one. Needs playwright, from requirements-test.txt, and Chromium.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from . import page
 EMPTY = "import gradio\nwith gradio.Blocks() as demo: gradio.Textbox(); gradio.Button('Run')\ndemo.launch()"
 PAGES = {"fastviz": ("app.py",), "empty": ("-c", EMPTY)}
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+PICTURE = "(document.querySelector('.glance img')?.src ?? '')"
 SEEN = "() => [...document.querySelectorAll('textarea')].some(e => e.checkVisibility()) && " \
        "[...document.querySelectorAll('button')].some(e => e.innerText.trim().startsWith('Run') && e.checkVisibility())"
 
@@ -38,8 +40,33 @@ def opened(browser, address):
         context.close()
 
 
+def followed(browser, address, strokes):
+    """Seconds from lifting the pen until the quick picture shows what was drawn, of so many lines on one sheet; the first one
+    in a new tab, which may load the model, is not counted. None where no model here follows a sketch."""
+    tab, found = browser.new_page(viewport={"width": 1280, "height": 1400}), []
+    tab.goto(address)
+    tab.wait_for_function(SEEN, polling="raf", timeout=60_000)
+    if not tab.locator(".sheet").count():
+        return None
+    tab.locator("#ask-prompt textarea").fill("a cat on the beach")
+    tab.locator(".sheet summary").click()
+    box = tab.locator(".sheet canvas").bounding_box()
+    for i in range(strokes + 1):
+        before, y = tab.evaluate(PICTURE), box["y"] + box["height"] * (0.2 + 0.6 * i / strokes)
+        tab.mouse.move(box["x"] + 0.2 * box["width"], y)
+        tab.mouse.down()
+        tab.mouse.move(box["x"] + 0.8 * box["width"], y, steps=5)
+        begun = time.perf_counter()
+        tab.mouse.up()
+        tab.wait_for_function(f"before => {PICTURE} !== before", arg=before, polling="raf", timeout=120_000)
+        found.append(time.perf_counter() - begun)
+    tab.close()
+    return found[1:]
+
+
 def measure(visits):
-    """{page: {"seconds": median, "spread": [least, most], "files", "bytes"}} of so many counted visits to each, by turns."""
+    """{page: {"seconds": median, "spread": [least, most], "files", "bytes"}} of so many counted visits to each, by turns, and
+    what `followed` says of as many lines."""
     from playwright.sync_api import sync_playwright
 
     with page.serving(*PAGES["fastviz"]) as (ours, _), page.serving(*PAGES["empty"]) as (empty, _), sync_playwright() as play:
@@ -48,8 +75,9 @@ def measure(visits):
         for i in range(visits + 1):
             for name in addresses if i % 2 else reversed(addresses):
                 seen[name].append(opened(browser, addresses[name]))
+        pen = followed(browser, ours, visits)
         browser.close()
-    return {name: summary(found[1:]) for name, found in seen.items()}  # the first visit warms the server
+    return {name: summary(found[1:]) for name, found in seen.items()}, pen  # the first visit warms the server
 
 
 def summary(found):
@@ -63,12 +91,14 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m fastviz bench paint", description=__doc__.splitlines()[0])
     parser.add_argument("--visits", type=int, default=7, help="counted visits to each page")
     args = parser.parse_args(argv)
-    pages = measure(args.visits)
+    pages, pen = measure(args.visits)
     for name, told in pages.items():
         print(f"{name:8} {told['seconds']:.2f} s ({told['spread'][0]:.2f}-{told['spread'][1]:.2f}), {told['files']} files, {told['bytes'] / 1e6:.2f} MB")
     later = pages["fastviz"]["seconds"] - pages["empty"]["seconds"]
     print(f"later than Gradio's empty page: {later:.2f} s")
-    print(json.dumps({"bench": "paint", "environment": environment(), "pages": pages, "later": later}))
+    if pen:
+        print(f"a picture follows the pen after {median(pen):.2f} s ({min(pen):.2f}-{max(pen):.2f})")
+    print(json.dumps({"bench": "paint", "environment": environment(), "pages": pages, "later": later, "pen": pen}))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ STAGES = {
     "judge": "2: train and export the judge",
     "teacher": "3: train the U-Net and its text encoder",
     "keep": "3b: write what is trained to assets/stickers/onward, where any machine goes on from",
+    "progress": "3c: figures and pictures of what is trained so far, in the learning curve",
     "evaluate": "4: figures and contact sheet of the shipped model",
     "behaviour": "4b: figures of the shipped model at other steps and guidance, as a table and curves",
     "export": "5: write the trained model to assets/stickers",
@@ -65,9 +66,10 @@ def main():
             stage.add_argument("--repeats", type=int, default=5, help="timed runs of teacher and student, by turns")
         if name == "behaviour":
             stage.add_argument("--count", type=int, default=16, help="prompts for each number of objects")
-        if name in ("evaluate", "evaluate-sketch"):
-            stage.add_argument("--count", type=int, default=64, help="prompts for each number of objects")
-            stage.add_argument("--steps", type=int, default=50)
+        if name in ("evaluate", "evaluate-sketch", "progress"):
+            quick = name == "progress"
+            stage.add_argument("--count", type=int, default=32 if quick else 64, help="prompts for each number of objects")
+            stage.add_argument("--steps", type=int, default=25 if quick else 50)
             stage.add_argument("--guidance", type=float, default=3.0)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -75,7 +77,7 @@ def main():
 
 
 def run(args):
-    from . import autoencoder, behaviour, evaluate, export, judge, sdxs, sketch, teacher, world
+    from . import autoencoder, behaviour, evaluate, export, judge, progress, sdxs, sketch, teacher, world
 
     if args.stage == "atlas":
         world.render_atlas().save(world.ATLAS, quality=92, method=6)
@@ -95,6 +97,8 @@ def run(args):
         getattr(export, args.stage)()
     elif args.stage == "behaviour":
         behaviour.main(args.count)
+    elif args.stage == "progress":
+        progress.main(args.count, args.steps, args.guidance)
     elif args.stage in sketch.STAGES:
         sketch.run(args)
     elif args.stage in sdxs.STAGES:
