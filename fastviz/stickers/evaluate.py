@@ -11,6 +11,8 @@ from .. import judge, models
 from . import autoencoder, card, measures, parts, world
 
 FOLDER = judge.FOLDER.parent
+SIX = ["a cat on the beach", "a big pizza under the night sky", "a small robot in a meadow", "a house and a tree in the snow",
+       "a rocket above a penguin in the desert", "an octopus in the ocean"]
 
 
 def pipeline(teacher, vae):
@@ -57,6 +59,15 @@ def sheet(pictures, captions, columns=8, side=160):
     return image
 
 
+def drawn(pipe):
+    """What the model draws of SIX prompts from fixed noise, side by side: a test compares it with what it drew when it was
+    evaluated."""
+    strip = Image.new("RGB", (6 * 256, 256))
+    for i, picture in enumerate(draw(pipe, SIX, steps=10, batch=1)):
+        strip.paste(picture, (256 * i, 0))
+    return strip
+
+
 def spread(pipe, count, seeds=4, **options):
     """{"drawn", "real"}: diversity of `seeds` pictures for each of `count` prompts, and of as many scenes that the same
     captions describe."""
@@ -77,7 +88,7 @@ def distances(pictures):
 def main(count, steps, guidance):
     """Figures of the shipped model on `count` held-out prompts with one object, as many with two: one JSON line last, also
     in evaluation.json; contact sheets and the model card beside it."""
-    pipe, told, drawn = models.load("stickers"), {"prompts": count, "steps": steps, "guidance": guidance}, []
+    pipe, told, everything = models.load("stickers"), {"prompts": count, "steps": steps, "guidance": guidance}, []
     for number in (1, 2):
         scenes = prompts(count, objects=number)
         texts = [scene.caption for scene in scenes]
@@ -85,8 +96,9 @@ def main(count, steps, guidance):
         sheet(pictures[:32], texts).save(FOLDER / f"samples-{number}.webp", quality=85)
         told[f"objects: {number}"], told[f"missed of {number}"] = measures.recall(scenes, pictures)
         print(f"{number}: {told[f'objects: {number}']}, missed {', '.join(told[f'missed of {number}'])}", flush=True)
-        drawn += pictures
-    told["frechet"] = distances(drawn)
+        everything += pictures
+    drawn(pipe).save(FOLDER / "drawn.webp", lossless=True)
+    told["frechet"] = distances(everything)
     told["diversity"] = spread(pipe, max(2, count // 16), steps=steps, guidance=guidance)
     told["psnr"] = {name: autoencoder.psnr(lambda x: encoded(vae, x), lambda z: vae.decode(z).sample)
                     for name, vae in [("model", pipe.vae)] + [("tiny", autoencoder.trained())] * (FOLDER / "tiny").is_dir()}
