@@ -1,7 +1,7 @@
 # docker build -t fastviz .                                            for an NVIDIA GPU, and for the CPU too
 # docker build -t fastviz --build-arg TORCH_INDEX=ADDRESS .            smaller: the address of torch's builds for the CPU
 # docker run -p 7860:7860 -e FASTVIZ_PASSWORD=... [--gpus all] [-v fastviz:/models -e FASTVIZ_FETCH=sd15] fastviz
-FROM python:3.12-slim
+FROM python:3.11-slim
 ARG TORCH_INDEX=
 RUN useradd --create-home --uid 1000 fastviz && mkdir /models /history && chown fastviz /models /history
 WORKDIR /home/fastviz/app
