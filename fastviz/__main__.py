@@ -43,7 +43,7 @@ def arguments():
     bench = commands.add_parser("bench", help="measure side by side with peers, or count against papers", add_help=False)
     bench.add_argument("which", choices=["local", "flops", "claims", "blocks", "olss", "gpu", "paint"])
     search = commands.add_parser("search", help="search a schedule on this model, or see why one is good", add_help=False)
-    search.add_argument("which", choices=["reuse", "one-reuse"])
+    search.add_argument("which", choices=["reuse", "one-reuse", "report"])
     return parser
 
 
@@ -309,9 +309,9 @@ def run_fit(args, rest):
 
 
 def run_search(args, rest):
-    from .search import one_reuse, reuse
+    from .search import one_reuse, report, reuse
 
-    return {"reuse": reuse, "one-reuse": one_reuse}[args.which].main(rest)
+    return {"reuse": reuse, "one-reuse": one_reuse, "report": report}[args.which].main(rest)
 
 
 def main(argv=None):

@@ -429,6 +429,13 @@ def test_a_search_from_the_command_line_to_the_method(tiny, capsys, tmp_path, mo
         assert gain["interval"][0] <= gain["gain"] + 1e-9 and gain["gain"] <= gain["interval"][1] + 1e-9
     assert told["flops"]["found"] < told["flops"]["full"] and figure.read_bytes()[:4] == b"\x89PNG"
     assert all(name in out for name in ("HURRY", "additive 0.5", "held-out", "95 % interval"))
+    shown = tmp_path / "report.png"
+    code, out, _ = run(capsys, "report", "--model", "tiny", "--figure", str(shown))
+    one, = json.loads(out.splitlines()[-1])["found"]
+    assert code == 0 and shown.read_bytes()[:4] == b"\x89PNG" and f"schedule  {told['schedule']}" in out
+    assert one["rows"]["full"]["share"] == 1 and one["found_less"] == told["held_out"]["found_less"] and one["k"] == 2
+    lines = views.reused([one]).axes[0].lines
+    assert {line.get_label(): len(line.get_xdata()) for line in lines} == dict.fromkeys(views.reuse.SEARCHED.values(), 1)
     request = Request("a cat", steps=5, model="tiny", methods="attention_reuse(share=0.4,schedule=phast)")
     assert store.read_recipe(store.recipe(request)) == request
     phast = generate(tiny, request, request.methods[-1], 5)
@@ -491,6 +498,12 @@ def test_no_time_at_all_still_ends_with_a_result_or_a_sentence(tiny, capsys, tmp
     monkeypatch.setattr(Search, "begin", lambda self: (_ for _ in ()).throw(OutOfTime))
     code, _, err = run(capsys, "reuse", *QUICK, "--minutes", "0", "--out", str(tmp_path / "b.json"))
     assert code == 1 and "the same command goes on" in err
+
+
+def test_a_report_without_schedules_says_what_to_do(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(fitted, "weights", lambda folder: "others")
+    code, _, err = run(capsys, "report", "--model", "tiny")
+    assert code == 2 and "python -m fastviz search reuse --model tiny" in err
 
 
 def test_one_reuse_from_the_command_line(tiny, capsys, tmp_path, monkeypatch):

@@ -121,16 +121,22 @@ def result(pipe, args, settings, state, judged):
 
 def table(told):
     """The result as text for people."""
-    found, held = told["search"], told["held_out"]
-    lines = [f"schedule  {told['schedule']}  ({told['k']} of {len(told['schedule'])} steps reuse)", "",
-             f"On {len(told['settings']['prompts'])} prompts of the search, {told['settings']['objective']}, dB"]
+    found = told["search"]
+    lines = [f"On {len(told['settings']['prompts'])} prompts of the search, {told['settings']['objective']}, dB"]
     lines += [f"  {name:<16}{start['score']:7.2f}" for name, start in found["starts"].items()]
     more = "" if found["finished"] else "; not finished, the same command goes on"
     lines += [f"  {'found':<16}{found['score']:7.2f}  after {found['tried']} schedules, {found['steps_run']} network "
-              f"steps, {found['minutes']:.0f} min{more}", "",
-              f"On {len(held['prompts'])} held-out prompts, {held['lpips_name']}; ddim and dpm take "
-              f"{held['few_steps']['steps']} steps for equal {held['few_steps']['equal']}",
-              f"  {'':<16}{'PSNR':>7}{'LPIPS':>8}{'s':>7}   found is closer by, dB of PSNR"]
+              f"steps, {found['minutes']:.0f} min{more}", ""]
+    return "\n".join([*lines, judgement(told)])
+
+
+def judgement(told):
+    """The schedule and its rows on the held-out prompts, as text for people."""
+    held = told["held_out"]
+    lines = [f"schedule  {told['schedule']}  ({told['k']} of {len(told['schedule'])} steps reuse; {told['settings']['maps']}, "
+             f"{told['settings']['keep']})", "", f"On {len(held['prompts'])} held-out prompts, {held['lpips_name']}; ddim and dpm take "
+             f"{held['few_steps']['steps']} steps for equal {held['few_steps']['equal']}",
+             f"  {'':<16}{'PSNR':>7}{'LPIPS':>8}{'s':>7}   found is closer by, dB of PSNR"]
     return "\n".join([*lines, *(line(name, row, held["found_less"].get(name)) for name, row in held["rows"].items())])
 
 

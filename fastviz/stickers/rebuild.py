@@ -3,15 +3,15 @@
 import subprocess
 import sys
 
-STEPS = {  # name -> commands, each resumable
+STEPS = {  # name -> commands, each resumable; the longest come last
     "export": [["fastviz.stickers", "export"]],
     "evaluate": [["fastviz.stickers", "evaluate"]],
-    "behaviour": [["fastviz.stickers", "behaviour"]],
     "olss": [["fastviz", "fit", "olss", "--steps", "4,5,6,8,10,20", "--search", "olss,olss-p", "--guidance", "3", "--prompts", "12", "--held-out", "9"]],
-    "reuse": [["fastviz", "search", "reuse", "--model", "stickers", "--steps", str(steps), "--reuse", str(round(share * steps))]
-              for steps in (20, 50) for share in (0.25, 0.5, 0.75)],
-    "sketch": [["fastviz.stickers", "sketch", "--minutes", "60"], ["fastviz.stickers", "export-sketch"]],
+    "sketch": [["fastviz.stickers", "sketch", "--minutes", "30"], ["fastviz.stickers", "export-sketch"]],
     "lessons": [["fastviz.lessons"]],
+    "behaviour": [["fastviz.stickers", "behaviour"]],
+    "reuse": [["fastviz", "search", "reuse", "--steps", str(steps), "--reuse", str(round(share * steps)), "--held-out", "64"]
+              for steps in (20, 50) for share in (0.25, 0.5, 0.75)],
 }
 
 

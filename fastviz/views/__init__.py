@@ -3,7 +3,7 @@
 from .activity import activity, strip, work
 from .breakdown import breakdown
 from .frames import animation, frames, kinds, looks, point, sheet, words
-from .reuse import one_reuse, schedules
+from .reuse import one_reuse, reused, schedules
 from .rows import equal_steps, followed, one_step
 from .saved import saved
 from .scatter import scatter

@@ -155,3 +155,29 @@ def sentence(at, values):
     safe, far, near, times = ("late", "first", "last", ratio) if ratio > 1 else ("early", "last", "first", 1 / ratio)
     return (f"Reuse {safe}: at one of the {far} {third} of these steps it moves the result {times:.1f} times as far as "
             f"at one of the {near} {third}.")
+
+
+SEARCHED = {"found": "found by the search", "HURRY": "HURRY: reuse late", "even": "spread evenly", "ddim": "fewer steps, DDIM",
+            "dpm": "fewer steps, DPM-Solver++ 2M"}
+
+
+def reused(summaries, dark=False):
+    """What searched schedules are worth beside others of as much work -> Figure, a panel for each number of steps. summaries: as
+    search.report makes them. A point is the mean of all held-out prompts."""
+    theme = t.DARK if dark else t.LIGHT
+    counts = sorted({told["steps"] for told in summaries})
+    figure = t.blank(4.6 * len(counts), 4.4, theme)
+    for axes, steps in zip(figure.subplots(1, len(counts), sharey=True, squeeze=False)[0], counts):
+        t.plain_axes(axes, theme)
+        here = [told for told in summaries if told["steps"] == steps]
+        for (name, label), colour, mark in zip(SEARCHED.items(), t.COLOURS, t.MARKS):
+            rows = [row for told in here for key, row in told["rows"].items() if key.split()[0] == name and not isinstance(row["lpips"], str)]
+            rows.sort(key=lambda row: row["share"])
+            axes.plot([100 * row["share"] for row in rows], [row["lpips"] for row in rows], color=colour, marker=mark, linewidth=1.2, label=label)
+        axes.set_title(f"{steps} steps", loc="left", color=theme.ink, fontsize=10)
+        axes.set_xlabel("Time, % of the full run's", color=theme.ink, fontsize=9)
+        axes.set_ylim(bottom=0)
+    figure.axes[0].set_ylabel(f"{summaries[0]['lpips_name']} to the full model", color=theme.ink, fontsize=9)
+    figure.axes[0].legend(frameon=False, fontsize=8, labelcolor=theme.ink)
+    figure.suptitle("Lower left is better. The points of a line reuse more and more steps, or leave more of them out.", color=theme.faint, fontsize=9)
+    return figure
