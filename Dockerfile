@@ -5,6 +5,8 @@ FROM python:3.11-slim
 ARG TORCH_INDEX=
 RUN useradd --create-home --uid 1000 fastviz && mkdir /models /history && chown fastviz /models /history
 WORKDIR /home/fastviz/app
+# Triton builds its launcher with it, on a GPU
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 COPY requirements.txt .
 # torch and torchvision come from one place, or neither works
 RUN if [ -n "$TORCH_INDEX" ]; then pip install --no-cache-dir --index-url "$TORCH_INDEX" torch torchvision; fi \

@@ -68,7 +68,8 @@ def arguments():
     parser.add_argument("--profile", default=profile.default(), help="a profile of spaces_config.yaml")
     parser.add_argument("--host", help="address to listen on, the profile's by default; all but this machine's need FASTVIZ_PASSWORD")
     parser.add_argument("--mcp", action="store_true", help="answer language models too, at /gradio_api/mcp/: needs gradio[mcp]")
-    parser.add_argument("--model-folder", metavar="PATH", help="a diffusers folder of your own, offered as one more model")
+    parser.add_argument("--model-folder", metavar="PATH", action="append", default=[],
+                        help="a diffusers folder of your own, offered as one more model; may be given several times")
     args = parser.parse_args()
     if args.mcp and importlib.util.find_spec("mcp") is None:
         sys.exit("--mcp needs a package that is not installed: pip install 'gradio[mcp]'.")
@@ -86,8 +87,8 @@ def chosen_profile(args):
         profile.may_listen(chosen.address)
         if os.environ.get("FASTVIZ_PASSWORD"):  # more than one person is expected
             chosen = dataclasses.replace(chosen, history_shared=False)
-        if args.model_folder:
-            chosen = dataclasses.replace(chosen, models=(*chosen.models, checkpoints.add_folder(args.model_folder)))
+        own = tuple(map(checkpoints.add_folder, args.model_folder))
+        chosen = dataclasses.replace(chosen, models=(*chosen.models, *own))
     except ValueError as error:
         sys.exit(str(error))
     return chosen

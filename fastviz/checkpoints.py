@@ -12,7 +12,6 @@ EVERY = ("full", "few_step", "attention_reuse", "tome", "atedm", "olss")
 ONE_LAYER = ("full", "few_step", "attention_reuse", "tome", "olss")  # atedm acts between the layers of one transformer
 ONE_STEP = ("full", "tome")  # one step leaves nothing to skip and nothing to reuse
 FLOAT_BYTES = {"half": 2, "float32": 4}
-WORKING_BYTES = 2 * 2**30  # beside the weights: Python, torch and activations of one guided picture
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,8 @@ class Model:
     its defaults; closed: its language has only the words of its vocabulary, and others are named to the user; hub,
     revision: where it is fetched from, a commit, "" where the first fetch decides which; variant: of its files, "" for
     the plain ones; dtype: "half" on a GPU or "float32" everywhere; parameters: in millions, of all that is loaded;
-    scheduler: "ddim", or "own" for what lies in the folder; most_steps, most_guidance: upper bounds; methods: keys that do
+    working: GiB beside the weights, for Python, torch and the
+    activations of one guided picture at its own size; scheduler: "ddim", or "own" for what lies in the folder; most_steps, most_guidance: upper bounds; methods: keys that do
     something here; rows: what is asked for when nobody says; reference: the full model that a distilled one stands for;
     control: the network that reads sketches and is fetched with the model.
     """
@@ -50,6 +50,7 @@ class Model:
     variant: str = ""
     dtype: str = "half"
     parameters: float = 0.0
+    working: float = 2.0
     scheduler: str = "own"
     most_steps: int = 100
     most_guidance: float = 20.0
@@ -82,7 +83,7 @@ class Model:
     def memory(self, device):
         """Bytes that it takes on a device of that type, about: weights and what a run needs beside them."""
         width = FLOAT_BYTES[self.dtype] if device == "cuda" else FLOAT_BYTES["float32"]
-        return round(self.parameters * 1e6) * width + WORKING_BYTES
+        return round(self.parameters * 1e6) * width + round(self.working * 2**30)
 
 
 def store():
@@ -107,6 +108,7 @@ MODELS = {model.key: model for model in (
               hub="Lykon/dreamshaper-8", revision="a7e52b98680b1ba8ff7bce97c7f9f2e2e5337917"),
     diffusion("sdxl", "Stable Diffusion XL", licence="CreativeML Open RAIL++-M", size=1024, sizes=(512, 768, 1024),
               guidance=5.0, parameters=3468.8, methods=EVERY, rows="full,few_step,tome,atedm",
+              working=6.0,  # its decoder, in single precision, makes tensors of 1 GiB each
               hub="stabilityai/stable-diffusion-xl-base-1.0", revision="462165984030d82259a11f4367a4eed129e94a7b"),
     distilled("sdxs-dreamshaper", "SDXS-512 DreamShaper", licence="CreativeML Open RAIL++-M", parameters=441.3,
               reference="DreamShaper 8",

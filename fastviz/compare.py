@@ -286,11 +286,16 @@ def cpu_name():
 
 
 def kernel(pipe, device, dtype):
-    """The kernel that scaled_dot_product_attention chooses for the U-Net's first attention, or for 8 heads of 64."""
+    """The kernel that scaled_dot_product_attention chooses for the U-Net's first attention, or for 8 heads of 64; "unknown" where
+    torch does not tell, as on MPS."""
     attention = next((part for part in pipe.unet.modules() if hasattr(part, "to_q")), None) if pipe else None
     heads, width = (attention.heads, attention.to_q.out_features // attention.heads) if attention else (8, 64)
     probe = torch.empty(2, heads, 1024, width, device=device, dtype=dtype)
-    return torch.nn.attention.SDPBackend(torch._fused_sdp_choice(probe, probe, probe)).name.lower().replace("_", " ")
+    try:
+        chosen = torch._fused_sdp_choice(probe, probe, probe)
+    except NotImplementedError:
+        return "unknown"
+    return torch.nn.attention.SDPBackend(chosen).name.lower().replace("_", " ")
 
 
 class _Callable(types.ModuleType):

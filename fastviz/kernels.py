@@ -1,8 +1,14 @@
 """Kernels for CUDA where torch would take several, or would write an attention map to memory. Triton is optional.
 
 Each has the same name and arguments as the torch function below it, which is its reference and what every other device
-runs. Sums are made in float32 and in a fixed order, without atomics: the same input gives the same bits.
+runs. Sums are made in float32 and in a fixed order, without atomics: the same input gives the same bits. Two things have no
+kernel here, because torch takes one for each already: spreading merged tokens again is one gather, and of a kept map's
+product with new values, fusing the change of layout would save about d / N of what is read, 1.6 % for heads of 64 over
+4096 tokens.
 """
+
+import os
+import shutil
 
 import torch
 
@@ -12,12 +18,13 @@ try:
 except ImportError:
     triton = None
 
+COMPILER = os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang")))  # Triton builds its launcher with one
 TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def here(x):
     """Whether a kernel takes this tensor."""
-    return triton is not None and x.is_cuda and x.dtype in TYPES
+    return bool(triton is not None and COMPILER) and x.is_cuda and x.dtype in TYPES
 
 
 def row_lse(q, k):

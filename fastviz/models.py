@@ -190,7 +190,8 @@ def free_memory(where):
     import psutil
     import torch
 
-    return torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else psutil.virtual_memory().available
+    backend = getattr(torch, where.type)
+    return backend.mem_get_info(where)[0] if hasattr(backend, "mem_get_info") else psutil.virtual_memory().available
 
 
 def make_room(model, where):

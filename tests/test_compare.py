@@ -189,3 +189,11 @@ def test_a_lane_knows_its_steps_before_it_runs():
     lanes = [compare.lane_of(i, stack, request) for i, stack in enumerate(request.methods)]
     assert [lane.steps for lane in lanes] == [3, 3, 2, None]
     assert compare.solver_of(parse_stack("tome+few_step(steps=2)")).steps == 2 and compare.solver_of(parse_stack("tome")) is None
+
+
+def test_a_device_that_does_not_tell_its_kernel_is_no_fault(monkeypatch):
+    def choice(*probes):
+        raise NotImplementedError("Could not run 'aten::_fused_sdp_choice' with arguments from the 'MPS' backend")
+
+    monkeypatch.setattr(torch, "_fused_sdp_choice", choice)
+    assert compare.environment()["attention kernel"] == "unknown"

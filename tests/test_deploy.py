@@ -265,7 +265,16 @@ def test_the_time_that_is_asked_for_grows_with_the_request(tiny, monkeypatch):
              for steps, repeats, methods in ((2, 1, "full"), (30, 1, "full"), (30, 3, "full"), (30, 3, "full,tome"))]
     assert asked == sorted(set(asked)) and worker.SHORTEST <= asked[0] and asked[-1] <= worker.LONGEST
     monkeypatch.setattr(worker, "RATE", 1.0)
-    assert worker.duration(Request("a cat", size=128, steps=2, methods="full,few_step(match=full)")) == worker.LONGEST
+    long = Request("a cat", size=128, steps=2, methods="full,few_step(match=full)")
+    assert worker.duration(long) == worker.LONGEST
+    with pytest.raises(BadRequest, match="ask for fewer rows, steps or repeats"):
+        worker.check(long)
+    monkeypatch.setattr(worker, "LENT", {"rows": lambda request: pytest.fail("it would be ended in the middle")})
+    job = Job(long)
+    job.work()
+    assert job.state == "failed" and "lent for 120 s" in job.sentence
+    monkeypatch.setattr(worker, "RATE", 1e12)
+    worker.check(long)
 
 
 def test_the_real_decorator_changes_nothing_away_from_a_space():

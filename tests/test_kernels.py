@@ -1,5 +1,7 @@
 """The CUDA kernels against torch; without a GPU, Triton's interpreter runs them (see conftest)."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -56,6 +58,14 @@ def test_a_graph_made_of_the_kernels_ranks_and_finds_as_the_map_does(monkeypatch
     torch.testing.assert_close(gwpr.rank(graph, 3, 0.0, 8), gwpr.rank(held, 3, 0.0, 8))
     torch.testing.assert_close(graph.similarity(rows, columns), held.similarity(rows, columns))
     assert type(gwpr.graph_of(q, k, "fused", "cpu")) is gwpr.Fused
+
+
+def test_without_a_compiler_torch_does_their_work(monkeypatch):
+    tensor = SimpleNamespace(is_cuda=True, dtype=torch.half)
+    monkeypatch.setattr(kernels, "COMPILER", "gcc")
+    assert kernels.here(tensor)
+    monkeypatch.setattr(kernels, "COMPILER", None)
+    assert not kernels.here(tensor)
 
 
 def test_kernels_are_for_cuda_alone():

@@ -215,3 +215,31 @@ assert not faults, faults
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=models.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-600:]
+
+
+# Devices that are not here
+
+@pytest.mark.parametrize("works, kind, dtype", [
+    (("cuda", "xpu", "mps"), "cuda", torch.float16), (("xpu", "mps"), "xpu", torch.float32), (("mps",), "mps", torch.float32),
+    ((), "cpu", torch.float32)])
+def test_the_first_device_that_works_is_taken(monkeypatch, works, kind, dtype):
+    for name, backend in (("cuda", torch.cuda), ("xpu", torch.xpu), ("mps", torch.backends.mps)):
+        monkeypatch.setattr(backend, "is_available", lambda name=name: name in works)
+    assert models.device().type == kind and models.precision(models.device()) == dtype
+
+
+def test_free_memory_is_the_devices_own(monkeypatch):
+    for name in ("cuda", "xpu"):
+        monkeypatch.setattr(getattr(torch, name), "mem_get_info", lambda where: (12345, 99999))
+        assert models.free_memory(torch.device(name)) == 12345
+    assert models.free_memory(torch.device("mps")) > 2**28 < models.free_memory(torch.device("cpu"))
+
+
+def test_a_model_makes_room_and_refuses_what_does_not_fit(monkeypatch):
+    room = iter((2**30, 2**33, 2**30, 2**30))
+    monkeypatch.setattr(models, "free_memory", lambda where: next(room))
+    monkeypatch.setattr(models, "_loaded", {"other": object()})
+    models.make_room(models.MODELS["sd15"], torch.device("cpu"))  # enough when the other one has gone
+    assert not models._loaded
+    with pytest.raises(BadModel, match="takes about 6.0 GiB of memory and 1.0 GiB are free: close other programs"):
+        models.make_room(models.MODELS["sd15"], torch.device("cpu"))

@@ -54,6 +54,8 @@ class Work:
             state, sentence = "failed", GONE
             health.note("device", GONE)
             LOST.set()
+        except BadRequest as refusal:
+            state, sentence = "failed", str(refusal)
         except BadModel as error:
             state, sentence = "failed", str(error)
             health.note("model", sentence)
@@ -118,6 +120,7 @@ class Job(Work):
         """The same in a worker that holds a GPU: it tells of rows, not of steps, and can be stopped between them."""
         from ..run import Stopped
 
+        worker.check(self.request)
         self.sentence = "Waiting for a GPU, then running"
         found = worker.LENT["rows"](self.request)
         self.environment = next(found)
