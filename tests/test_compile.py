@@ -1,14 +1,18 @@
 """Compiled by torch.compile, a network with methods is one graph for each kind of step, and gives what it gave before."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
 from torch._dynamo.testing import CompileCounter
 
 from fastviz import gwpr
+from fastviz.bench import lanes
 from fastviz.cost import kinds
 from fastviz.methods import METHODS, attached, attention_reuse
+from fastviz.patch import Refused
 from fastviz.request import parse_stack
 from fastviz.trace import Context
 
@@ -60,6 +64,38 @@ def test_one_graph_for_each_kind_of_step_and_the_same_output(pipe, text, monkeyp
     assert [torch.equal(a, b) for a, b in zip(found, expected, strict=True)] == [True] * STEPS
     assert counter.frame_count == len(set(told)) <= len(set(kinds(stack, STEPS)))
     assert compiled.acted == eager.acted and eager.acted
+
+
+SCHEDULERS = {"ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler, "euler": EulerDiscreteScheduler}
+
+
+@pytest.mark.parametrize("text, kind", [("full", kind) for kind in SCHEDULERS] + [(text, "ddim") for text in STACKS] + [("full", "olss")])
+@torch.no_grad()
+def test_as_experts_run_it_nothing_is_compiled_after_the_first_step_of_each_kind(pipe, text, kind):
+    """Repeated blocks compiled and projections fused, at the timesteps that each scheduler really gives."""
+    ready, counter = copy.deepcopy(pipe), CompileCounter()
+    if kind == "olss":
+        times, scale = torch.tensor([999, 749, 499, 249]), lambda x, t: x
+    else:
+        scheduler = SCHEDULERS[kind]()
+        scheduler.set_timesteps(STEPS)
+        times, scale = scheduler.timesteps, scheduler.scale_model_input
+    draw, stack, context = torch.Generator().manual_seed(9), parse_stack(text), Context(STEPS, grid=(8, 8))
+    x, words, counts = torch.randn(2, 4, 8, 8, generator=draw), torch.randn(2, 7, 24, generator=draw), {}
+    with lanes.expert(ready.unet, text, counter), attached(ready, stack, context):
+        for step, t in enumerate(times):
+            kind, before = context.start(step), counter.frame_count
+            ready.unet(scale(x + step / 10, t), t, words)
+            counts.setdefault(kind, []).append(counter.frame_count - before)
+    assert all(more == 0 for each in counts.values() for more in each[1:]), counts
+    assert counter.frame_count > 0
+
+
+def test_a_similarity_floor_says_why_it_is_not_compiled(pipe):
+    ready = copy.deepcopy(pipe)
+    with lanes.expert(ready.unet, "tome(floor=0.5)", "eager"), pytest.raises(Refused, match="leave the floor at -1"):
+        with attached(ready, parse_stack("tome(floor=0.5)"), Context(STEPS, grid=(8, 8))):
+            pass
 
 
 def test_all_that_edit_the_pipeline_are_compiled_here():

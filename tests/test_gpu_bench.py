@@ -16,7 +16,7 @@ CONFIGS = {"SD 1.5": TINY, "SDXS-512": TINY, "broken": TINY | {"norm_num_groups"
 CELLS = [Cell("SDXS-512", 64, steps=1, how="expert"), Cell("broken", 64), Cell("SDXL", 64), Cell("SDXL", 64, "atedm"),
          Cell("SD 1.5", 64, attention="materialised"), Cell("SD 1.5", 64, gpu.STACKED, 4, "materialised"), Cell("SD 1.5", 64),
          Cell("SD 1.5", 64, "tomesd 0.5"), Cell("SD 1.5", 64, "pyramid broadcast 2"), Cell("SD 1.5", 64, "olss", 10),
-         Cell("SD 1.5", 64, "tome", how="expert"), Cell("SD 1.5", 64, batch=0)]
+         Cell("SD 1.5", 64, "tome", how="expert"), Cell("SD 1.5", 64, "olss", 10, how="expert"), Cell("SD 1.5", 64, batch=0)]
 DECODER = dict(decoder_block_out_channels=(8,) * 4, encoder_block_out_channels=(8,) * 4)
 
 

@@ -66,7 +66,8 @@ def cells():
               for lane in ("full", "tome", "tome(share=true)", "tomesd 0.5")]
     found += [Cell(*place, lane, how="expert") for place in (xl, (sd, 1024))
               for lane in ("full", STACKED, "tome(share=true)", "atedm")]
-    found += [Cell(*xl, STACKED, 10, how="expert")]
+    found += [Cell(*xl, STACKED, 10, how="expert"), Cell(sd, 512, how="expert"), Cell(sd, 512, "olss", 10, how="expert")]
+    found += [Cell(sd, 1024, lane, how="expert") for lane in ("attention_reuse", OUTPUT)]
     found += [Cell(sd, size, lane) for size in (512, 768, 1024) for lane in (
         "attention_reuse", OUTPUT, "pyramid broadcast 2", "DeepCache 3")]
     found += [Cell(*xl, lane) for lane in ("tome", "attention_reuse", OUTPUT, "pyramid broadcast 2", "DeepCache 3")]

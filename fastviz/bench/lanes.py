@@ -38,7 +38,8 @@ def predict(unet, told, **other):
 
 
 def recorded(call, device):
-    """`call` as a CUDA graph, after it ran on a stream of its own; as it is on other devices."""
+    """`call` as a CUDA graph, after it ran on a stream of its own; as it is on other devices. What it gives is overwritten by
+    the next call."""
     if device.type != "cuda":
         return call
     stream = torch.cuda.Stream()
@@ -49,8 +50,12 @@ def recorded(call, device):
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        graph.kept = call()  # what it gives must live as long as it does
-    return graph.replay
+        kept = call()
+
+    def again():
+        graph.replay()
+        return kept
+    return again
 
 
 def seconds_of(call, device, times=TIMED):
@@ -134,17 +139,19 @@ def deepcache(pipe):
 PEERS = {"tomesd 0.5": tomesd(0.5), "tomesd 0.6": tomesd(0.6), "pyramid broadcast 2": broadcast, "DeepCache 3": deepcache}
 
 
-def fitted(unet, told, steps, device):
+def fitted(unet, told, steps, device, graphs):
     """Seconds of a whole run with a fitted scheduler; its coefficients are DDIM's, which take as long as any others."""
     timesteps = [999 - i * 1000 // steps for i in range(steps)]
     wx, we = ddim(alphas_of(SCHEDULE, timesteps))
-    scheduler = OLSSScheduler(timesteps, wx, we)
+    scheduler, seen = OLSSScheduler(timesteps, wx, we), told["sample"].clone()
+    call = recorded(lambda: predict(unet, told, sample=seen), device) if graphs else lambda: predict(unet, told, sample=seen)
 
     def run():
         scheduler.set_timesteps()
         x = told["sample"]
         for t in timesteps:
-            x = scheduler.step(predict(unet, told, sample=x), t, x).prev_sample
+            seen.copy_(x)
+            x = scheduler.step(call().clone(), t, x).prev_sample
     return seconds_of(run, device, 3)
 
 
@@ -180,7 +187,7 @@ def seconds(unet, cell, told, grid, device, decoder=None):
     if decoder is not None:
         return one_step(unet, told, decoder, device, graphs)
     if cell.lane == "olss":
-        return fitted(unet, told, cell.steps, device)
+        return fitted(unet, told, cell.steps, device, graphs)
     if cell.lane in PEERS:
         return peer(unet, told, cell.lane, cell.steps, grid, device)
     return ours(unet, told, cell.lane, cell.steps, grid, device, graphs)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..knobs import number, switch
-from ..patch import replaced, transformer_blocks
+from ..patch import Refused, replaced, transformer_blocks
 from ..ranges import own
 
 KEY = "tome"
@@ -294,11 +294,15 @@ def touched(unet, grid, knobs):
 def attach(pipe, knobs, context):
     """Modifications, in every active block; none when nothing would merge:
      - block.forward, and forward of attn1, attn2 and ff as far as they merge
+    Refused for a floor in compiled blocks.
     """
     kind = own(RecordedMerging if context.trace is not None else Merging, context, KEY, "prepare", "fewer", "all")
     wanted, matches = parts(knobs), {}
     with ExitStack() as exits:
         for name, block, size in active(pipe.unet, context.grid, knobs) if wanted else []:
+            if knobs.floor != OFF and getattr(block, "_compiled_call_impl", None):
+                raise Refused("With a similarity floor, how many tokens merge is known only while it runs, and a compiled network "
+                              "cannot follow: leave the floor at -1, or run it uncompiled.")
             key = (name.partition(".attentions.")[0], size) if knobs.share else name
             if key not in matches:
                 matches[key] = Match(name, size, knobs, context, pipe.unet.device)
