@@ -37,7 +37,9 @@ def test_cells_are_run_fail_and_go_on(tmp_path, capsys, monkeypatch):
     assert ran == CELLS and told["left"] == 0 and {key: known[key] for key in first} == first
     failed = {key: row["error"] for key, row in known.items() if "error" in row}
     assert list(failed) == [CELLS[1].key, CELLS[-1].key] and "largest batch" in failed[CELLS[-1].key]
+    good = {row["lane"]: row for row in known.values() if "error" not in row and row["network"] == "SD 1.5"}
     assert all(row["seconds"] > 0 for row in known.values() if "error" not in row)
+    assert good["tomesd 0.5"]["flops"] is None and 0 < good["tome"]["flops"] < good["full"]["flops"] == 5 * good["olss"]["flops"]
     with open(tmp_path / "cells.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(CELLS) and float(rows[0]["seconds"]) == known[CELLS[0].key]["seconds"]

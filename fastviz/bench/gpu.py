@@ -96,6 +96,8 @@ def goals():
               ("SD 1.5 2048 px: tomesd / tome 60 %", Cell(sd, 2048, "tomesd 0.6"), Cell(sd, 2048, TOME), "seconds")]
     found += [(f"SD 1.5 {size} px: tomesd / {lane}", Cell(sd, size, "tomesd 0.5"), Cell(sd, size, lane), "seconds")
               for size in (512, 768, 1024) for lane in ("tome", "tome(share=true)")]
+    found += [(f"SD 1.5 {size} px materialised: tomesd / tome 60 %", Cell(sd, size, "tomesd 0.6", attention="materialised"),
+               Cell(sd, size, TOME, attention="materialised"), "seconds") for size in (512, 768, 1024)]
     found += [("SD 1.5 512 px: 50 steps / OLSS 10 steps", Cell(sd, 512), Cell(sd, 512, "olss", 10), "seconds")]
     found += [(f"SDXL 1024 px: 50 steps / {lane}, 10 steps, {how}",
                Cell(*xl, how=how), Cell(*xl, lane, 10, how=how), "seconds") for lane, how in (
@@ -118,7 +120,8 @@ def batch_of(cell, known, device):
 
 @torch.no_grad()
 def measured(cell, known, device, configs, backend, decoder):
-    """What is recorded of a cell: {"seconds", "images_per_second", "batch", "peak"}. Raises what went wrong."""
+    """What is recorded of a cell: {"seconds", "images_per_second", "batch", "peak", "flops" of the network}. Raises what went
+    wrong."""
     config, dtype, free = configs[cell.network], models.precision(device), not cell.steps == 1
     unet, batch = networks.unet_of(config, device, dtype), batch_of(cell, known, device)
     grid = (cell.size // 8,) * 2
@@ -128,7 +131,8 @@ def measured(cell, known, device, configs, backend, decoder):
         memory = Peak(device)
         seconds = lanes.seconds(unet, cell, told, grid, device, tiny)
         peak = memory.bytes()
-    return {"seconds": seconds, "images_per_second": batch / seconds, "batch": batch, "peak": peak}
+    flops = lanes.flops(config, cell.lane, cell.steps, grid[0], batch * (1 + free), device)
+    return {"seconds": seconds, "images_per_second": batch / seconds, "batch": batch, "peak": peak, "flops": flops}
 
 
 def attempt(cell, *told):
@@ -168,7 +172,7 @@ def write(folder, told):
     part = folder / "cells.json.part"
     part.write_text(json.dumps(told, indent=1, allow_nan=False))
     part.replace(folder / "cells.json")
-    names = [*Cell.__dataclass_fields__, "seconds", "images_per_second", "peak", "error", "took"]
+    names = [*Cell.__dataclass_fields__, "seconds", "images_per_second", "peak", "flops", "error", "took"]
     with open(folder / "cells.csv", "w", newline="") as file:
         rows = csv.DictWriter(file, names, extrasaction="ignore")
         rows.writeheader()

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import torch
 
-from ..cost import kinds, with_past
+from ..cost import Flops, kinds, with_past
 from ..methods import attached
 from ..request import parse_stack
 from ..run import Clock
 from ..schedulers import OLSSScheduler, alphas_of, ddim
 from ..trace import Context
+from .networks import inputs, unet_of
 
 PEER_STEPS = 6  # a multiple of every peer's period
 TIMED = 5  # times that a kind of step is timed
@@ -84,6 +85,26 @@ def ours(unet, told, text, steps, grid, device, graphs):
             clock.mark()
             begun, = clock.spans()
             found[label] = begun + seconds_of(recorded(call, device) if graphs else call, device)
+    return sum(found[label] for label in labels)
+
+
+@torch.no_grad()
+def flops(config, lane, steps, side, batch, device):
+    """FLOP of the network over a run of `steps` steps, `batch` of them, from operations executed on the meta device as this
+    lane runs them on `device`; None for peers."""
+    if lane in PEERS:
+        return None
+    text, mode = "full" if lane == "olss" else lane, Flops()
+    stack, context, found = parse_stack(text), Context(steps, grid=(side, side), device=device.type), {}
+    unet, told = unet_of(config, "meta", torch.float32), inputs(config, side, batch, "meta", torch.float32)
+    with mode, attached(SimpleNamespace(unet=unet), stack, context):
+        labels = with_past(kinds(stack, steps), context.frozen)
+        for step, label in enumerate(labels):
+            if label not in found:
+                mode.total = 0
+                context.start(step)
+                predict(unet, told)
+                found[label] = mode.total
     return sum(found[label] for label in labels)
 
 
