@@ -12,6 +12,7 @@ from .profile import ZERO
 FILES = ("app.py", "README.md", "LICENSE", "THIRD_PARTY.md", "requirements.txt", "spaces_config.yaml")
 FOLDERS = ("fastviz", "assets")
 ONWARD = "assets/stickers/onward/"  # training goes on from there, and nothing else reads it
+PYTHON, SHORT = (3, 11), 60  # the oldest that this runs with; characters of a Space's short description
 LARGEST = 10_000_000  # bytes of a file that needs no large-file storage
 
 
@@ -42,8 +43,32 @@ def names(root=ROOT):
             and "__pycache__" not in name and not name.endswith(".state.json") and not name.startswith(ONWARD)]
 
 
+def check(front, needs, root=ROOT):
+    """ValueError with a sentence where the front matter is none that the hub takes, or disagrees with requirements.txt."""
+    if front.get("sdk") != "gradio" or not (root / str(front.get("app_file"))).is_file():
+        raise ValueError("README.md's front matter must say sdk: gradio, and name the app_file.")
+    if str(front.get("sdk_version")) not in needs["gradio"]:
+        raise ValueError(f"README.md's front matter asks for gradio {front.get('sdk_version')} and requirements.txt for "
+                         f"{needs['gradio']}: make them agree.")
+    if front.get("python_version") and tuple(map(int, str(front["python_version"]).split("."))) < PYTHON:
+        raise ValueError(f"README.md's front matter asks for Python {front['python_version']}: {'.'.join(map(str, PYTHON))} at least.")
+    if len(str(front.get("short_description", ""))) > SHORT:
+        raise ValueError(f"README.md's short_description has more than {SHORT} characters.")
+
+
+def requirements(text):
+    """{package: its versions} of requirements.txt. ValueError where a line is no requirement."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        return {told.name: told.specifier for told in map(Requirement, filter(None, map(str.strip, text.splitlines())))}
+    except InvalidRequirement as error:
+        raise ValueError(f"requirements.txt holds what is no requirement: {str(error).splitlines()[0]}.") from error
+
+
 def plan(profile, name, root=ROOT):
-    """What a Space with this profile is made of. ValueError with a sentence for a profile that is no Space's."""
+    """What a Space with this profile is made of. ValueError with a sentence for a profile that is no Space's, or for front
+    matter, requirements or files that the hub would not take."""
     if not profile.hardware:
         raise ValueError(f"The profile {name} names no hardware of a Space: choose cpu-basic or zerogpu.")
     readme = (root / "README.md").read_text()
@@ -54,6 +79,8 @@ def plan(profile, name, root=ROOT):
     files = {path: root / path for path in names(root)} | {"README.md": readme.encode()}
     if profile.hardware == ZERO:
         files["requirements.txt"] = ((root / "requirements.txt").read_text() + "spaces>=0.40\n").encode()
+    needs = files["requirements.txt"]
+    check(front, requirements((needs if isinstance(needs, bytes) else needs.read_bytes()).decode()), root)
     sizes = {path: len(data) if isinstance(data, bytes) else data.stat().st_size for path, data in files.items()}
     if large := [path for path, size in sizes.items() if size >= LARGEST]:
         raise ValueError(f"{', '.join(large)}: a Space's plain files are below {LARGEST // 10**6} MB. Make them smaller.")

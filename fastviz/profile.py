@@ -17,6 +17,7 @@ ZERO = "zero-a10g"  # how the hub calls the hardware that is lent call by call
 BOUNDS = {"max_steps": STEPS, "max_rows": (1, ROWS), "max_repeats": REPEATS, "max_size": (64, 2048), "queue": (1, 1000),
           "per_visitor": (0, 100), "remembered": (0, 10_000), "records_megabytes": (1, 4096), "temp_megabytes": (1, 10**6),
           "temp_minutes": (1, 10**6), "history_megabytes": (0, 10**6), "sweep_cells": (0, 5000)}
+LANGUAGES = ("", *sorted(path.stem for path in (Path(__file__).parent / "lessons/words").glob("*.json")))
 TEXTS, SWITCHES = ("address", "hardware"), ("metrics", "log_prompts", "history_shared")
 
 
@@ -26,7 +27,7 @@ class Profile:
     per_visitor, remembered: see spaces_config.yaml; address: where the server listens; hosts: names under which it may be
     called, "*" for any; metrics: whether /metrics is offered; log_prompts: whether the log tells them; hardware: of a Space;
     records_megabytes: of one look inside a row; temp_megabytes, temp_minutes: bounds of the temp folder; history_*,
-    sweep_cells: see spaces_config.yaml; example: what the page shows at first."""
+    sweep_cells: see spaces_config.yaml; language: of the page for who has chosen none, "" for the browser's; example: what the page shows at first."""
     models: tuple
     methods: tuple
     max_steps: int
@@ -47,6 +48,7 @@ class Profile:
     history_megabytes: int
     history_shared: bool
     sweep_cells: int
+    language: str
     example: dict
 
     def check(self, request):
@@ -91,6 +93,8 @@ def load(name="local", path=PATH):
     for field in TEXTS:
         if not isinstance(told[field], str):
             raise ValueError(f"Profile {name}: {field} must be text.")
+    if told["language"] not in LANGUAGES:
+        raise ValueError(f"Profile {name}: language must be one of {', '.join(LANGUAGES[1:])}, or \"\" for the browser's.")
     for field in SWITCHES:
         if type(told[field]) is not bool:
             raise ValueError(f"Profile {name}: {field} must be true or false.")

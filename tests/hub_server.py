@@ -12,8 +12,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """folder: what every repository holds but those in `others`, {name: folder}; fault: "", "gated", "repo", "revision" or "cut", which breaks the first large
-    file off in the middle, once; asked: (method, path, range) of every request."""
+    """folder: what every repository holds but those in `others`, {name: folder}; fault: "", "gated", "repo", "revision", "cut", which breaks large files off
+    in the middle, or "cut once"; asked: (method, path, range) of every request."""
 
     def __init__(self, folder, others):
         self.folder, self.others, self.fault, self.asked = Path(folder), others, "", []
@@ -81,7 +81,8 @@ def handler(hub):
             self.end_headers()
             if not body:
                 return
-            if large and hub.fault == "cut":
+            if large and hub.fault.startswith("cut"):
+                hub.fault = hub.fault.removeprefix("cut once") and "cut"
                 self.wfile.write(data[first:len(data) // 2])
                 self.close_connection = True
                 return

@@ -8,16 +8,17 @@ import random
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
-from packaging.requirements import Requirement
 
 from fastviz import checkpoints, compare, deploy, models, profile
 from fastviz.__main__ import main
+from fastviz.models import BadModel
 from fastviz.request import BadRequest, Request
-from fastviz.ui import worker
+from fastviz.ui import page, parts, worker
 from fastviz.ui.ask import CHOSEN, OWN, Ask
 from fastviz.ui.job import Job
 from fastviz.ui.page import Page
@@ -42,7 +43,8 @@ def test_every_profile_is_sound_and_its_page_can_be_built(name):
     ({"models": []}, "models must be a list of stickers"), ({"models": ["../x"]}, "models must be a list"),
     ({"methods": ["magic"]}, "methods must be a list of full"), ({"methods": "tome"}, "methods must be a list"),
     ({"address": 5}, "address must be text"), ({"max_size": 128}, "its example cannot run here: 256 pixels are too many"),
-    ({"example": {"prompt": ""}}, "Type a prompt first"), ({"extra": 1}, "has the unknown extra"), ({"queue": None}, "queue must be")])
+    ({"example": {"prompt": ""}}, "Type a prompt first"), ({"extra": 1}, "has the unknown extra"), ({"queue": None}, "queue must be"),
+    ({"language": "xx"}, "language must be one of de, en, es, zh"), ({"language": None}, "language must be one of")])
 def test_a_wrong_profile_is_one_clear_sentence(tmp_path, change, sentence):
     told = yaml.safe_load(profile.PATH.read_text())["local"] | change
     (tmp_path / "p.yaml").write_text(yaml.safe_dump({"local": told}))
@@ -88,14 +90,60 @@ def test_beyond_this_machine_only_with_a_password(monkeypatch):
     profile.may_listen("0.0.0.0")
 
 
+def front_and_needs():
+    return (deploy.front_matter((checkpoints.ROOT / "README.md").read_text()),
+            deploy.requirements((checkpoints.ROOT / "requirements.txt").read_text()))
+
+
 def test_the_front_matter_of_readme_agrees_with_the_profile_and_the_requirements():
-    front = deploy.front_matter((checkpoints.ROOT / "README.md").read_text())
-    assert front["suggested_hardware"] == profile.load("cpu-basic").hardware
-    assert front["sdk"] == "gradio" and (checkpoints.ROOT / front["app_file"]).is_file()
-    needs = {told.name: told.specifier for told in map(Requirement, (checkpoints.ROOT / "requirements.txt").read_text().split())}
-    assert front["sdk_version"] in needs["gradio"]
-    assert tuple(map(int, front["python_version"].split("."))) >= (3, 11)
-    assert len(front["short_description"]) <= 60
+    front, needs = front_and_needs()
+    assert front["suggested_hardware"] == profile.load("cpu-basic").hardware and needs["torch"]
+    deploy.check(front, needs)
+
+
+@pytest.mark.parametrize("change, sentence", [
+    ({"sdk": "docker"}, "must say sdk: gradio"), ({"app_file": "main.py"}, "name the app_file"), ({"sdk_version": "3.50.2"}, "asks for gradio 3.50.2"),
+    ({"python_version": "3.9"}, "asks for Python 3.9: 3.11 at least"), ({"short_description": "x" * 61}, "more than 60 characters")])
+def test_front_matter_that_the_hub_would_not_take_is_one_sentence(change, sentence):
+    front, needs = front_and_needs()
+    with pytest.raises(ValueError, match=sentence):
+        deploy.check(front | change, needs)
+
+
+def test_requirements_that_are_none_are_one_sentence():
+    with pytest.raises(ValueError, match="holds what is no requirement"):
+        deploy.requirements("torch>=2\n== nothing\n")
+
+
+def test_an_upload_is_one_commit_and_a_refusal_one_sentence(monkeypatch):
+    """huggingface_hub's own calls, up to the wire."""
+    import huggingface_hub
+
+    plan, sent = deploy.plan(profile.load("cpu-basic"), "cpu-basic"), []
+
+    class Api:
+        def create_repo(self, space, **told):
+            sent.append((space, told))
+            return huggingface_hub.RepoUrl(f"https://huggingface.co/spaces/someone/{space}")
+
+        def add_space_variable(self, *told):
+            sent.append(told)
+
+        def create_commit(self, space, operations, **told):
+            sent.append((space, {each.path_in_repo: each for each in operations}))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    assert "https://huggingface.co/spaces/someone/fast. Its hardware is chosen there: cpu-basic" in deploy.upload("fast", plan)
+    (_, made), variable, (space, files) = sent
+    assert made["space_sdk"] == "gradio" and variable == ("someone/fast", "FASTVIZ_PROFILE", "cpu-basic") and space == "someone/fast"
+    assert files.keys() == plan.files.keys() and files["app.py"].upload_info.size == (checkpoints.ROOT / "app.py").stat().st_size
+
+    def refused(self, space, **told):
+        raise OSError("You are not allowed to.")
+
+    monkeypatch.setattr(Api, "create_repo", refused)
+    with pytest.raises(BadModel, match="The hub did not take it .You are not allowed to..: run `hf auth login`"):
+        deploy.upload("fast", plan)
 
 
 # The page and the models
@@ -140,6 +188,25 @@ def test_turns_go_round_the_visitors():
     assert [turns.place(*each) for each in tickets] == [0, 3, 5, 1, 2, 4]
     assert order(turns, tickets) == ["a", "b", "c", "a", "c", "a"]
     assert not turns.lines and not turns.ring and turns.running is None
+
+
+def test_how_long_a_turn_takes_is_learnt_from_the_last_ones(monkeypatch):
+    clock = iter((0.0, 4.0, 10.0, 12.0))
+    monkeypatch.setattr("fastviz.ui.turns.time.time", lambda: next(clock))
+    turns = Turns(1)
+    assert turns.each is None and parts.waiting(3)["left"] == ""
+    for _ in range(2):
+        with turns.held("a") as ticket:
+            assert turns.place("a", ticket) == 0
+    assert turns.each == 3.0 and parts.waiting(3, turns.each)["left"] == "about 9 s left"
+
+
+def test_two_who_typed_the_same_name_are_two_visitors():
+    def asked(host, name, tab="t"):
+        return page.visitor(SimpleNamespace(client=SimpleNamespace(host=host), username=name, session_hash=tab))
+
+    assert asked("10.0.0.1", "anna") != asked("10.0.0.2", "anna") == asked("10.0.0.2", "anna", "another tab")
+    assert asked("10.0.0.1", None, "one") != asked("10.0.0.1", None, "two")
 
 
 def test_a_visitor_has_only_so_many_and_whoever_leaves_makes_room():

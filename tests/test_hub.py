@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from folders import make, sdxs_control
 from hub_server import COMMIT, serving
+from safetensors.torch import save_file
 
 from fastviz import checkpoints, hub, models, sketch
 from fastviz.models import MODELS, BadModel
@@ -81,6 +83,20 @@ def test_an_interrupted_download_goes_on_and_keeps_what_is_complete(place):
     earlier = {path.partition("/resolve/")[2].partition("/")[2] for verb, path, _ in server.asked[:before] if verb == "GET"}
     kept = {name for name in earlier if name.endswith((".json", ".txt"))}
     assert kept and not kept & got and [name for name in got if name.endswith(".safetensors")]
+
+
+def test_a_large_file_goes_on_where_it_broke_off(repository, tmp_path):
+    """huggingface_hub keeps whole pieces of 10 MB; the rest of the file is asked for by its range, within the same command."""
+    shutil.copytree(repository, tmp_path / "large")
+    save_file({"weight": torch.zeros(12_000_000)}, tmp_path / "large/text_encoder/model.fp16.safetensors")
+    with serving(tmp_path / "large") as (server, address):
+        place = server, address, tmp_path / "models"
+        server.fault = "cut once"
+        done = fetch(place)
+        assert done.returncode == 0 and not server.fault, done.stderr[-500:]
+        begins = [int(begin.removeprefix("bytes=").partition("-")[0]) for verb, path, begin in server.asked
+                  if verb == "GET" and path.endswith("text_encoder/model.fp16.safetensors") and begin]
+    assert begins and begins[0] >= 10_000_000
 
 
 @pytest.mark.parametrize("fault, sentence", [
@@ -165,8 +181,6 @@ def test_only_safetensors_are_wanted(repository):
 
 
 def test_files_that_differ_from_the_first_fetch_are_refused(repository, tmp_path, monkeypatch):
-    import shutil
-
     monkeypatch.setenv("FASTVIZ_MODELS", str(tmp_path))
     model = MODELS["sdxs"]
     shutil.copytree(repository, model.folder)

@@ -46,7 +46,7 @@ class Api:
         with ExitStack() as turn:
             try:
                 for ahead in page.turn(turn, "api"):  # all programs together are one visitor
-                    yield waiting(ahead)
+                    yield waiting(ahead, page.turns.each)
             except BadRequest as refusal:
                 yield refused(refusal)
                 return

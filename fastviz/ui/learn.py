@@ -9,9 +9,9 @@ from ..store import told_row
 SHOWN = ("state", "error", "steps", "seconds", "spread", "speedup", "flops", "flops_share", "parts", "lpips_name", "picture")
 
 
-def languages():
-    """The names of the languages, and the page's fixed texts in each."""
-    return {"names": {each: read(each)["name"] for each in LANGUAGES}, "page": {each: read(each)["page"] for each in LANGUAGES}}
+def languages(first=""):
+    """The names of the languages, the page's fixed texts in each, and the one for who has chosen none, "" for the browser's."""
+    return {"first": first, "names": {each: read(each)["name"] for each in LANGUAGES}, "page": {each: read(each)["page"] for each in LANGUAGES}}
 
 
 def asked(wish):

@@ -51,7 +51,7 @@ class Page:
         with gr.Row(elem_id="head"):
             gr.HTML("<h1>fastviz</h1><p>One prompt, one seed, the same starting noise: through the full model, and through ways "
                     "to make it fast. See what each one saves, and what it changes.</p>", elem_id="top", apply_default_css=False)
-            view("languages", languages())
+            view("languages", languages(self.profile.language))
 
     def asking(self):
         self.ask.add("prompt", gr.Textbox(label="Prompt", placeholder=EXAMPLES[0], lines=2, max_lines=5,
@@ -166,7 +166,7 @@ class Page:
         with ExitStack() as turn:
             try:
                 for ahead in self.turn(turn, visitor(request)):
-                    yield {self.status: waiting(ahead), self.run: OFF, self.stop: ON}
+                    yield {self.status: waiting(ahead, self.turns.each), self.run: OFF, self.stop: ON}
             except BadRequest as refusal:
                 yield {self.status: refused(refusal)}
                 return
@@ -249,5 +249,5 @@ class Page:
 
 
 def visitor(request):
-    """Who asks, for turns: by the name typed at the door, else by address and tab."""
-    return request.username or f"{request.client.host} {request.session_hash}"
+    """Who asks, for turns: by address and, where there is a door, the name typed there, for two may type the same; else by tab."""
+    return f"{request.client.host} {request.username or request.session_hash}"

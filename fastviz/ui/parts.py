@@ -8,6 +8,7 @@ from pathlib import Path
 import gradio as gr
 
 from . import health
+from .board import span
 from .report import html
 
 log = logging.getLogger(__name__)
@@ -23,8 +24,9 @@ def view(name, value=None, **options):
                    elem_id=name, **options)
 
 
-def waiting(ahead):
-    return {**IDLE, "state": "waiting", "sentence": f"Waiting: {ahead} {'comparison is' if ahead == 1 else 'comparisons are'} first."}
+def waiting(ahead, each=None):
+    """Whose turn it is not yet. each: seconds that a turn took lately, where that is known."""
+    return {**IDLE, "state": "waiting", "left": f"{span(ahead * each)} left" if each else "", "sentence": f"Waiting: {ahead} {'comparison is' if ahead == 1 else 'comparisons are'} first."}
 
 
 def refused(refusal, before=""):

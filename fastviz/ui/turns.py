@@ -1,10 +1,15 @@
 """Whose turn it is, where many visitors share one pipeline: one after the other by visitor, not by request."""
 
 import threading
+import time
 from collections import deque
 from contextlib import contextmanager
+from statistics import median
 
 from ..request import BadRequest
+
+
+LATELY = 8  # turns whose time tells how long the next ones will take
 
 
 class Turns:
@@ -12,7 +17,7 @@ class Turns:
 
     def __init__(self, most):
         self.most, self.lines, self.ring = most, {}, deque()
-        self.lock, self.running = threading.Lock(), None
+        self.lock, self.running, self.took = threading.Lock(), None, deque(maxlen=LATELY)
 
     def enter(self, visitor):
         """A ticket, at the end of the visitor's own line. BadRequest when that is full."""
@@ -35,8 +40,13 @@ class Turns:
             at = list(self.ring).index(visitor)
             others = sum(min(len(self.lines[other]), before + (i < at)) for i, other in enumerate(self.ring) if i != at)
             if before + others == 0 and self.running is None:
-                self.running = ticket
+                self.running, self.begun = ticket, time.time()
             return 0 if self.running is ticket else max(1, before + others)
+
+    @property
+    def each(self):
+        """Seconds that a turn took lately, their median; None before the first one."""
+        return median(self.took) if self.took else None
 
     def leave(self, visitor, ticket):
         """Gives up the place or the turn. The visitor goes to the end of the ring after a turn."""
@@ -45,6 +55,7 @@ class Turns:
             line.remove(ticket)
             if self.running is ticket:
                 self.running = None
+                self.took.append(time.time() - self.begun)
                 self.ring.remove(visitor)
                 if line:
                     self.ring.append(visitor)

@@ -7,7 +7,7 @@
   let told = null, table = new Map(), patterns = [];
 
   fastviz.language = () => {
-    const codes = Object.keys(told?.names || { en: "" }), wished = [localStorage.getItem(KEY), ...navigator.languages.map((each) => each.slice(0, 2))];
+    const codes = Object.keys(told?.names || { en: "" }), wished = [localStorage.getItem(KEY), told?.first, ...navigator.languages.map((each) => each.slice(0, 2))];
     return wished.find((code) => codes.includes(code)) || "en";
   };
 
@@ -55,7 +55,7 @@
     watching.observe(document.body, { childList: true, subtree: true, characterData: true, attributes: true, attributeFilter: NAMES });
   }
 
-  /** The menu of languages, and the way to the lessons. value: {names: {code: name}, page: {code: {English text: its own}}}. */
+  /** The menu of languages, and the way to the lessons. value: {first: code or "", names: {code: name}, page: {code: {English text: its own}}}. */
   fastviz.languages = (element, value) => {
     if (told || !value) return;
     told = value;
