@@ -1,8 +1,9 @@
 # make app: install and serve the page, and start it again after a crash. make test: install and run every test.
 # make torture: load, faults and bad input at full length. make mutations: whether the tests notice broken code.
+# make gpu: what a lent GPU is for: the benchmark, then the larger embedded model and its student; each goes on where it stopped.
 # make audit: known vulnerabilities of the pinned packages. make lock: pin what is installed in requirements.lock.
 
-.PHONY: app test torture mutations audit lock clean
+.PHONY: app test torture mutations gpu audit lock clean
 
 PYTHON ?= python3
 
@@ -26,6 +27,14 @@ torture: .venv/.test
 
 mutations: .venv/.test
 	.venv/bin/python tests/mutations.py --drawn 30 --out assets/bench/mutations.json
+
+gpu: .venv/.app
+	.venv/bin/python -m fastviz bench gpu --out assets/bench/gpu --minutes 8
+	.venv/bin/python -m fastviz.stickers teacher --network large --batch 256 --fresh 32 --minutes 4 --decay 0
+	.venv/bin/python -m fastviz.stickers teacher --network large --batch 256 --fresh 32 --minutes 8 --scenes 0.75 --decay 0.4
+	.venv/bin/python -m fastviz.stickers export --network large
+	for stage in distil student-decoder pairs warmup score; do .venv/bin/python -m fastviz.stickers $$stage --minutes 1.5 --batch 64 || exit; done
+	.venv/bin/python -m fastviz.stickers export-student
 
 audit: .venv/.test
 	.venv/bin/python tests/audit.py

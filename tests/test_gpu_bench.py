@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+import torch
 
 from fastviz.bench import gpu, lanes, networks
 from fastviz.bench.gpu import Cell
@@ -55,7 +56,6 @@ def test_no_cell_begins_when_the_time_is_over(tmp_path, capsys):
 
 
 def test_a_lost_device_ends_the_call_and_an_ended_call_does_not_begin_the_same_cell_again(tmp_path, capsys, monkeypatch):
-    import torch
 
     def lost(cell, *told):
         raise (torch.AcceleratorError("an illegal access", 700) if cell is CELLS[0] else KeyboardInterrupt)
@@ -75,6 +75,17 @@ def test_results_of_another_machine_are_not_mixed_in(tmp_path):
         gpu.main(["--out", str(tmp_path)], CELLS, CONFIGS)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("name", networks.CONFIGS)
+@torch.no_grad()
+def test_networks_of_the_real_sizes_run_on_a_gpu(name):
+    config, device = networks.CONFIGS[name], torch.device("cuda")
+    unet = networks.unet_of(config, device, torch.half)
+    told = networks.inputs(config, config["sample_size"], 2, device, torch.half)
+    assert lanes.predict(unet, told).isfinite().all()
+    assert lanes.ours(unet, told, "tome", 2, (config["sample_size"],) * 2, device, False) > 0
+
+
 def test_goals_are_ratios_of_measured_cells():
     asked = gpu.cells()
     assert len({cell.key for cell in asked}) == len(asked)
@@ -86,7 +97,6 @@ def test_goals_are_ratios_of_measured_cells():
 
 def test_each_kind_of_step_counts_as_often_as_it_occurs(monkeypatch):
     """With a clock that gives 1 for steps that compute, 10 for the one that stores and 100 for those that reuse."""
-    import torch
 
     unet, seen = networks.unet_of(TINY, torch.device("cpu"), torch.float32), []
     told = networks.inputs(TINY, 8, 2, torch.device("cpu"), torch.float32)

@@ -274,7 +274,7 @@ def test_what_is_kept_of_training_is_gone_on_from_and_goes_when_it_is_shipped(tm
     for module in (loop, teacher):
         monkeypatch.setattr(module, "SHIPPED", tmp_path)
     trained = teacher.Teacher().eval().requires_grad_(False)
-    monkeypatch.setattr(teacher, "trained", lambda: (trained, {"step": 7, "hours": 0.5, "log": [{"step": 7}]}))
+    monkeypatch.setattr(teacher, "trained", lambda network: (trained, {"step": 7, "hours": 0.5, "log": [{"step": 7}]}))
     export.keep(tmp_path)
     written = {path.name: path.read_bytes() for path in (tmp_path / "onward").iterdir()}
     assert max(map(len, written.values())) < 10_000_000
@@ -292,6 +292,22 @@ def test_what_is_kept_of_training_is_gone_on_from_and_goes_when_it_is_shipped(tm
     assert (tmp_path / "model" / "model_index.json").is_file() and not (tmp_path / "onward").exists()
 
 
+def test_a_larger_teacher_is_trained_gone_on_with_and_exported(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "WORK", tmp_path)
+    for _ in range(2):
+        _, log = teacher.fit(0.02, 2, 1e-3, fresh=0.1, room=4, network="large")
+    model, card = teacher.trained("large")
+    assert teacher.size_of(model.state_dict()) == "large" and card["step"] >= 2
+    assert teacher.size_of(teacher.trained()[0].state_dict()) == "small"  # the shipped one, beside it
+    export.export(tmp_path / "shipped", "large")
+    monkeypatch.setattr(loop, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(teacher, "SHIPPED", tmp_path / "shipped")
+    back = teacher.built(teacher.committed()["weights"]).unet
+    assert back.config.block_out_channels == parts.SIZES["large"]["widths"]
+    for value, kept in zip(model.unet.parameters(), back.parameters(), strict=True):
+        assert torch.equal(value.half().float(), kept)
+
+
 def test_diffusers_alone_draws_what_the_model_drew_when_it_was_evaluated():
     """PSNR above 35 dB for each of six pictures: other processors and versions round otherwise, other weights draw otherwise."""
     pipe = StableDiffusionPipeline.from_pretrained(loop.SHIPPED / "model", local_files_only=True, torch_dtype=torch.float32)
@@ -307,7 +323,7 @@ def test_a_milestone_is_entered_once_for_each_step_and_the_line_through_them_is_
     log = [{"step": 10 * i, "loss": 1 / (1 + i)} for i in range(1, 60)]
     steps = iter((1000, 2000, 4000, 4000))
 
-    def milestone(count, sampling, guidance):
+    def milestone(count, sampling, guidance, network):
         step = next(steps)
         share = step / (step + 2000)  # logit(share) = log(step) - log(2000)
         return {"step": step, "hours": 1.0, "prompts": count, "sampling": sampling, "one": share, "two": share, "background": 1.0}, log

@@ -4,7 +4,7 @@ import argparse
 
 import torch
 
-from . import rebuild
+from . import parts, rebuild
 
 STAGES = {
     "atlas": "draw the glyphs from the colour emoji font",
@@ -51,6 +51,8 @@ def main():
             stage.add_argument("--decay", type=float, default=0.25, help="last share of the time, in which the rate falls")
             stage.add_argument("--anew", action="store_true", help="from random weights, where there is no checkpoint")
             stage.add_argument("--room", type=int, default=12_000, help="encoded scenes kept")
+        if name in ("teacher", "progress", "keep", "export"):
+            stage.add_argument("--network", choices=parts.SIZES, default="small", help="the teacher's size; large is for a GPU")
         if name == "pairs":
             stage.add_argument("--minutes", type=float, default=20, help="time budget")
             stage.add_argument("--batch", type=int, default=8)
@@ -90,15 +92,15 @@ def run(args):
     elif args.stage == "judge":
         judge.fit(args.minutes, args.batch, args.lr)
     elif args.stage == "teacher":
-        teacher.fit(args.minutes, args.batch, args.lr, args.scenes, args.fresh, args.room, args.decay, args.anew)
+        teacher.fit(args.minutes, args.batch, args.lr, args.scenes, args.fresh, args.room, args.decay, args.anew, args.network)
     elif args.stage == "rebuild":
         rebuild.rebuild(args.parts)
     elif args.stage in ("export", "keep"):
-        getattr(export, args.stage)()
+        getattr(export, args.stage)(network=args.network)
     elif args.stage == "behaviour":
         behaviour.main(args.count)
     elif args.stage == "progress":
-        progress.main(args.count, args.steps, args.guidance)
+        progress.main(args.count, args.steps, args.guidance, args.network)
     elif args.stage in sketch.STAGES:
         sketch.run(args)
     elif args.stage in sdxs.STAGES:

@@ -15,10 +15,10 @@ from .loop import checkpoint
 FOLDER = judge.FOLDER.parent
 
 
-def export(folder=FOLDER):
-    """Writes folder/model, folder/tiny (the small autoencoder, when the reference is the model's own), folder/training.json
+def export(folder=FOLDER, network="small"):
+    """network: the teacher's, a key of parts.SIZES. Writes folder/model, folder/tiny (the small autoencoder, when the reference is the model's own), folder/training.json
     (step, hours and log of the teacher, hours and devices of all stages) and folder/hashes.json."""
-    model, card = teacher.trained()
+    model, card = teacher.trained(network)
     reference, tiny = autoencoder.trained_reference(), autoencoder.trained()
     save(pipeline(model, reference or tiny), folder / "model")
     if reference:
@@ -30,9 +30,9 @@ def export(folder=FOLDER):
     write_hashes(folder)
 
 
-def keep(folder=FOLDER):
-    """Writes folder/onward: the teacher's weights and training.json (step, hours, log). What is shipped stays as it is."""
-    model, card = teacher.trained()
+def keep(folder=FOLDER, network="small"):
+    """network: as of export. Writes folder/onward: the teacher's weights and training.json (step, hours, log). What is shipped stays as it is."""
+    model, card = teacher.trained(network)
     onward = folder / teacher.ONWARD
     shutil.rmtree(onward, ignore_errors=True)
     onward.mkdir()
@@ -43,7 +43,7 @@ def keep(folder=FOLDER):
 
 def stages(before):
     """{stage: {"hours", "device"}}, of the checkpoints here; the others stay as they were told before."""
-    found = {name: checkpoint(name) for name in ("autoencoder", "decoder", "reference", "judge", "teacher")}
+    found = {name: checkpoint(name) for name in ("autoencoder", "decoder", "reference", "judge", "teacher", "teacher-large")}
     return before | {name: {"hours": round(saved["hours"], 2), "device": ", ".join(sorted({row["device"] for row in saved["log"]}))}
                      for name, saved in found.items() if saved}
 

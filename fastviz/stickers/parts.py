@@ -55,7 +55,11 @@ def text_encoder(tokens, width=256, layers=3):
     ))
 
 
-def unet(widths=(48, 128, 192), depths=(2, 2, 1), heads=(1, 4, 6), context=256):
+SIZES = {"small": dict(widths=(48, 128, 192), depths=(2, 2, 1), heads=(1, 4, 6)),
+         "large": dict(widths=(64, 160, 256), depths=(2, 3, 1), heads=(1, 5, 8))}  # where a GPU trains it
+
+
+def unet(widths=SIZES["small"]["widths"], depths=SIZES["small"]["depths"], heads=SIZES["small"]["heads"], context=256):
     """An untrained U-Net shaped like SDXL's: deep transformers at the two upper resolutions, none at the lowest."""
     return UNet2DConditionModel(
         sample_size=32, in_channels=4, out_channels=4, block_out_channels=widths, layers_per_block=1,

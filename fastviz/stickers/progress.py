@@ -22,11 +22,11 @@ NAMES = {"one": "one object asked, found", "two": "two asked, both found"}
 WINDOW = 15  # reports of the log, of a minute or two each, that a point of the drawn loss is the median of
 
 
-def milestone(count, steps, guidance):
+def milestone(count, steps, guidance, network="small"):
     """{"step", "hours", "prompts", "sampling", "one", "two", "background"}, shares in 0..1, of what the teacher draws now: the
     moving average of its checkpoint, `count` held-out prompts with one object and as many with two. Contact sheets lie in
     training/."""
-    model, card = teacher.trained()
+    model, card = teacher.trained(network)
     pipe = pipeline(model, autoencoder.trained_reference() or autoencoder.trained())
     told = {"step": card["step"], "hours": round(card["hours"], 2), "prompts": count, "sampling": steps}
     WORK.mkdir(exist_ok=True)
@@ -59,9 +59,9 @@ def reached(found, name):
     return round(math.exp((math.log(bar / (1 - bar)) - fitted[1]) / fitted[0])) if fitted and fitted[0] > 0 else None
 
 
-def main(count, steps, guidance):
-    """Enters a milestone, draws the curves and prints one JSON line."""
-    told, log = milestone(count, steps, guidance)
+def main(count, steps, guidance, network="small"):
+    """network: a key of parts.SIZES. Enters a milestone, draws the curves and prints one JSON line."""
+    told, log = milestone(count, steps, guidance, network)
     before = json.loads(FILE.read_text()) if FILE.exists() else []
     found = sorted([each for each in before if each["step"] != told["step"]] + [told], key=lambda each: each["step"])
     FILE.write_text("[\n " + ",\n ".join(map(json.dumps, found)) + "\n]\n")

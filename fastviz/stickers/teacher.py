@@ -25,15 +25,35 @@ CLEAR = 0.65  # share of the timesteps, from the clean end, at which a noisy win
 
 
 class Teacher(nn.Module):
-    def __init__(self):
+    """size: a key of parts.SIZES."""
+
+    def __init__(self, size="small"):
         super().__init__()
         self.tokenizer = parts.tokenizer()
         self.text = parts.text_encoder(self.tokenizer)
-        self.unet = parts.unet()
+        self.unet = parts.unet(**parts.SIZES[size])
 
     def forward(self, latents, t, tokens):
         """Noise estimate (B, 4, h, w) for noisy latents at timesteps t (B,) with captions tokens (B, 24)."""
         return self.unet(latents, t, self.text(tokens).last_hidden_state).sample
+
+
+def size_of(weights):
+    """The key of parts.SIZES that weights of a Teacher belong to."""
+    width = weights["unet.conv_in.weight"].shape[0]
+    return next(size for size, told in parts.SIZES.items() if told["widths"][0] == width)
+
+
+def built(weights):
+    """The Teacher with these weights."""
+    model = Teacher(size_of(weights))
+    model.load_state_dict(weights)
+    return model
+
+
+def stage(size):
+    """What the checkpoint of a Teacher of this size is called."""
+    return "teacher" if size == "small" else f"teacher-{size}"
 
 
 def paint(seed, alone, batch=16):
@@ -158,25 +178,26 @@ def latest():
     return {"weights": kept, **json.loads((SHIPPED / ONWARD / "training.json").read_text())} if kept else committed()
 
 
-def trained():
-    """The teacher (the moving average of its checkpoint, else the latest weights), in eval mode on the CPU, with its step,
-    hours and log."""
-    saved, model = checkpoint("teacher") or latest(), Teacher()
-    model.load_state_dict(saved.get("average") or saved["weights"])
+def trained(size="small"):
+    """The teacher of that size (the moving average of its checkpoint, else the latest weights), in eval mode on the CPU, with
+    its step, hours and log."""
+    saved = checkpoint(stage(size)) or latest()
+    model = built(saved.get("average") or saved["weights"])
     return model.eval().requires_grad_(False), {key: saved[key] for key in ("step", "hours", "log")}
 
 
-def fit(minutes, size, lr, share=0.0, fresh=2.0, room=12_000, decay=0.25, anew=False):
-    """Goes on from the checkpoint or, without one, from the latest weights unless `anew`, with a `share` of scenes among
+def fit(minutes, size, lr, share=0.0, fresh=2.0, room=12_000, decay=0.25, anew=False, network="small"):
+    """network: a key of parts.SIZES. Goes on from the checkpoint or, without one, from the latest weights unless `anew`, with a `share` of scenes among
     the batches. fresh: new scenes per batch; room: scenes kept; size: windows per batch; decay: see loop.train."""
-    start = None if anew else latest()
-    seed = start_seed("teacher", 2, start)
-    model = Teacher().to(DEVICE)
+    start, name = latest(), stage(network)
+    start = None if anew or start and size_of(start["weights"]) != network else start
+    seed = start_seed(name, 2, start)
+    model = Teacher(network).to(DEVICE)
     quick(model.unet, minutes)
     scenes = Scenes(autoencoder.trained().encoder.to(DEVICE), tokens_of(model.tokenizer, [""]), room)
     painted = feed(partial(paint, alone=share == 0), seed)
     while scenes.count < min(room, 20 * size):
         scenes.add(*next(painted))
-    return train("teacher", model, stream(scenes, painted, size, share, fresh, seed),
+    return train(name, model, stream(scenes, painted, size, share, fresh, seed),
                  noise_loss(parts.scheduler().alphas_cumprod.to(DEVICE), CLEAR if share else 1.0), minutes, lr,
                  optimizers=optimizers(model, lr), horizon=300, decay=decay, report_every=60, start=start)

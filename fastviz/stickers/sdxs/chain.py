@@ -37,8 +37,7 @@ def frozen(module):
 
 def committed_teacher(minutes=None):
     """The committed teacher.Teacher, frozen, on the training device; as `quick` makes it for `minutes` of training, None: plain."""
-    model = teacher.Teacher()
-    model.load_state_dict(teacher.committed()["weights"])
+    model = teacher.built(teacher.committed()["weights"])
     if minutes is not None:
         quick(model.unet, minutes)
     return frozen(model)
