@@ -30,6 +30,7 @@ mutations: .venv/.test
 
 gpu: .venv/.app
 	.venv/bin/python -m fastviz bench gpu --out assets/bench/gpu --minutes 8
+	.venv/bin/python -m fastviz fastest --lpips 0.15
 	.venv/bin/python -m fastviz.stickers teacher --network large --batch 256 --fresh 32 --minutes 4 --decay 0
 	.venv/bin/python -m fastviz.stickers teacher --network large --batch 256 --fresh 32 --minutes 8 --scenes 0.75 --decay 0.4
 	.venv/bin/python -m fastviz.stickers export --network large
