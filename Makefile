@@ -1,9 +1,10 @@
 # make app: install and serve the page, and start it again after a crash. make test: install and run every test.
 # make torture: load, faults and bad input at full length. make mutations: whether the tests notice broken code.
-# make gpu: what a lent GPU is for: the benchmark, then the larger embedded model and its student; each goes on where it stopped.
+# make gpu: for a machine with a GPU: the benchmark, then a larger embedded model is trained; each goes on where it stopped.
+# make larger: ships that model in place of the other, renews all that is made from the weights, and trains its student.
 # make audit: known vulnerabilities of the pinned packages. make lock: pin what is installed in requirements.lock.
 
-.PHONY: app test torture mutations gpu audit lock clean
+.PHONY: app test torture mutations gpu larger audit lock clean
 
 PYTHON ?= python3
 
@@ -30,10 +31,13 @@ mutations: .venv/.test
 
 gpu: .venv/.app
 	.venv/bin/python -m fastviz bench gpu --out assets/bench/gpu --minutes 8
-	.venv/bin/python -m fastviz fastest --lpips 0.15
+	-.venv/bin/python -m fastviz fastest --lpips 0.15
 	.venv/bin/python -m fastviz.stickers teacher --network large --batch 256 --fresh 32 --minutes 4 --decay 0
 	.venv/bin/python -m fastviz.stickers teacher --network large --batch 256 --fresh 32 --minutes 8 --scenes 0.75 --decay 0.4
-	.venv/bin/python -m fastviz.stickers export --network large
+	.venv/bin/python -m fastviz.stickers progress --network large
+
+larger:
+	.venv/bin/python -m fastviz.stickers rebuild --network large
 	for stage in distil student-decoder pairs warmup score; do .venv/bin/python -m fastviz.stickers $$stage --minutes 1.5 --batch 64 || exit; done
 	.venv/bin/python -m fastviz.stickers export-student
 

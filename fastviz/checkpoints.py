@@ -31,8 +31,8 @@ class Model:
     its defaults; closed: its language has only the words of its vocabulary, and others are named to the user; hub,
     revision: where it is fetched from, a commit, "" where the first fetch decides which; variant: of its files, "" for
     the plain ones; dtype: "half" on a GPU or "float32" everywhere; parameters: in millions, of all that is loaded;
-    working: GiB beside the weights, for Python, torch and the
-    activations of one guided picture at its own size; scheduler: "ddim", or "own" for what lies in the folder; most_steps, most_guidance: upper bounds; methods: keys that do
+    working: GiB beside the weights, for Python, torch and the activations of one guided picture at its own size;
+    scheduler: "ddim", or "own" for what lies in the folder; most_steps, most_guidance: upper bounds; methods: keys that do
     something here; rows: what is asked for when nobody says; reference: the full model that a distilled one stands for;
     control: the network that reads sketches and is fetched with the model.
     """
@@ -140,7 +140,8 @@ def add_folder(path):
         raise ValueError(f"{folder} is no folder of a diffusers pipeline ({error}): give the one that holds model_index.json."
                          ) from error
     key = re.sub(r"[^a-z0-9.-]+", "-", folder.name.lower() if folder.name != "model" else folder.parent.name.lower()).strip("-.")
-    key = f"folder-{key}" if not key or key in MODELS else key
+    known = [key, f"folder-{key}", *(f"folder-{key}-{i}" for i in range(2, 1000))]
+    key = next(each for each in known if each and each not in MODELS)
     half = [path.name for path in folder.glob("unet/*.safetensors")]
     parts = [folder / part for part in ("unet", "vae", "text_encoder", "text_encoder_2")]
     variant = "fp16" if half and all(".fp16" in name for name in half) else ""

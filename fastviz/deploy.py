@@ -47,11 +47,12 @@ def check(front, needs, root=ROOT):
     """ValueError with a sentence where the front matter is none that the hub takes, or disagrees with requirements.txt."""
     if front.get("sdk") != "gradio" or not (root / str(front.get("app_file"))).is_file():
         raise ValueError("README.md's front matter must say sdk: gradio, and name the app_file.")
-    if str(front.get("sdk_version")) not in needs["gradio"]:
+    if "gradio" not in needs or str(front.get("sdk_version")) not in needs["gradio"]:
         raise ValueError(f"README.md's front matter asks for gradio {front.get('sdk_version')} and requirements.txt for "
-                         f"{needs['gradio']}: make them agree.")
-    if front.get("python_version") and tuple(map(int, str(front["python_version"]).split("."))) < PYTHON:
-        raise ValueError(f"README.md's front matter asks for Python {front['python_version']}: {'.'.join(map(str, PYTHON))} at least.")
+                         f"{needs.get('gradio') or 'none'}: make them agree.")
+    asked = str(front.get("python_version", ""))
+    if asked and (not re.fullmatch(r"\d+\.\d+(\.\d+)?", asked) or tuple(map(int, asked.split("."))) < PYTHON):
+        raise ValueError(f"README.md's front matter asks for Python {asked}: {'.'.join(map(str, PYTHON))} at least.")
     if len(str(front.get("short_description", ""))) > SHORT:
         raise ValueError(f"README.md's short_description has more than {SHORT} characters.")
 
@@ -60,8 +61,9 @@ def requirements(text):
     """{package: its versions} of requirements.txt. ValueError where a line is no requirement."""
     from packaging.requirements import InvalidRequirement, Requirement
 
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
     try:
-        return {told.name: told.specifier for told in map(Requirement, filter(None, map(str.strip, text.splitlines())))}
+        return {told.name: told.specifier for told in map(Requirement, filter(None, lines))}
     except InvalidRequirement as error:
         raise ValueError(f"requirements.txt holds what is no requirement: {str(error).splitlines()[0]}.") from error
 

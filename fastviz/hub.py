@@ -135,15 +135,23 @@ def fetch_control(model):
     """The same for the network that reads sketches. Where it is published as a pickle alone, tensors are read of that, no
     code is run, and what stays are safetensors."""
     folder, known = sketch.path_of(model.folder), model.control
-    if not sketch.missing(model.folder):  # converted before: the hub does not have these files
-        return
+    if not sketch.missing(model.folder) and all((folder / name).is_file() for name in CONTROL):
+        return  # converted before: the hub does not have these files
     whole = dataclasses.replace(model, title=f"{model.title}, network for sketches", hub=known.hub, revision=known.revision)
-    _, names = bring(whole, folder, lambda names: ["config.json", next((name for name in (CONTROL[1], PICKLE) if name in names), CONTROL[1])])
+    _, names = bring(whole, folder, wanted_control)
     if PICKLE in names:
         convert(folder / PICKLE, folder / CONTROL[1])
     about = {"teacher": fitted.weights(model.folder), "scale": known.scale, "hub": known.hub, "revision": known.revision}
     (folder / sketch.ABOUT).write_text(json.dumps(about, indent=1) + "\n")
     write_hashes(model.folder.parent)
+
+
+def wanted_control(names):
+    """Those of the repository's files that are needed. BadModel where it holds no such network."""
+    weights = [name for name in (CONTROL[1], PICKLE) if name in names]
+    if "config.json" not in names or not weights:
+        raise BadModel("This is no repository of a network that reads sketches.")
+    return ["config.json", weights[0]]
 
 
 def convert(pickled, path):

@@ -11,7 +11,7 @@ import threading
 import unicodedata
 from pathlib import Path
 
-from .checkpoints import MODELS, ROOT, Model  # noqa: F401  others know them by this module
+from .checkpoints import MODELS, ROOT, Model, store  # noqa: F401  others know them by this module
 
 HASHES = "hashes.json"  # beside the folders that it speaks of: {"model/unet/config.json": sha256, ...}
 SAFE = {".safetensors", ".json", ".txt"}  # everything else in a model's folder is refused
@@ -288,7 +288,8 @@ def load_control(folder, dtype=None):
 
 
 def read_control(folder, dtype):
-    check(folder)
+    fetched = folder.is_relative_to(store())
+    check(folder, recorded=fetched)
     torchvision_fault()
     import torch
     from diffusers import ControlNetModel
@@ -298,7 +299,7 @@ def read_control(folder, dtype):
         control = ControlNetModel.from_pretrained(folder, local_files_only=True, use_safetensors=True,
                                                   dtype=dtype or precision(where))
     except Exception as error:
-        raise BadModel(f"{folder} could not be read ({error}): {again(folder, False)}.") from error
+        raise BadModel(f"{folder} could not be read ({error}): {again(folder, fetched)}.") from error
     control.to(where).eval().requires_grad_(False)
     return control.to(memory_format=torch.channels_last) if where.type == "cpu" else control
 

@@ -27,7 +27,8 @@ class Profile:
     per_visitor, remembered: see spaces_config.yaml; address: where the server listens; hosts: names under which it may be
     called, "*" for any; metrics: whether /metrics is offered; log_prompts: whether the log tells them; hardware: of a Space;
     records_megabytes: of one look inside a row; temp_megabytes, temp_minutes: bounds of the temp folder; history_*,
-    sweep_cells: see spaces_config.yaml; language: of the page for who has chosen none, "" for the browser's; example: what the page shows at first."""
+    sweep_cells: see spaces_config.yaml; language: of the page for who has chosen none, "" for the browser's;
+    example: what the page shows at first."""
     models: tuple
     methods: tuple
     max_steps: int

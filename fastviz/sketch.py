@@ -29,7 +29,7 @@ def make(folder):
     model = next((model for model in models.MODELS.values() if model.folder == folder), None)
     if model and model.control:
         return f", or bring the network with `python -m fastviz fetch {model.key}`"
-    return ", or make the network with `python -m fastviz.stickers sketch`, then `export-sketch`" if model and model.source else ""
+    return ", or make the network with `python -m fastviz.stickers sketch`, then `export-sketch`" if model and model.key == "stickers" else ""
 
 
 def ready():

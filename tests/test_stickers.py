@@ -326,7 +326,7 @@ def test_a_milestone_is_entered_once_for_each_step_and_the_line_through_them_is_
     def milestone(count, sampling, guidance, network):
         step = next(steps)
         share = step / (step + 2000)  # logit(share) = log(step) - log(2000)
-        return {"step": step, "hours": 1.0, "prompts": count, "sampling": sampling, "one": share, "two": share, "background": 1.0}, log
+        return {"step": step, "hours": 1.0, "network": network, "prompts": count, "sampling": sampling, "one": share, "two": share, "background": 1.0}, log
 
     monkeypatch.setattr(progress, "milestone", milestone)
     monkeypatch.setattr(progress, "FILE", tmp_path / "learning.json")
@@ -335,7 +335,8 @@ def test_a_milestone_is_entered_once_for_each_step_and_the_line_through_them_is_
     assert [each["step"] for each in json.loads((tmp_path / "learning.json").read_text())] == [1000, 2000, 4000]
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told["bars at step"] == {"one": 38_000, "two": 18_000} and (tmp_path / "learning.png").stat().st_size > 5000
-    assert progress.reached([{"step": s, "one": 0.5, "prompts": 8} for s in (1, 2, 3)], "one") is None
+    for share in (0.5, 0.7):
+        assert progress.reached([{"step": s, "one": share, "prompts": 8} for s in (1000, 2000, 3000)], "one") is None
     assert progress.logit(1.0, 32) == -progress.logit(0.0, 32) > 0
 
 
@@ -368,6 +369,8 @@ def test_other_steps_and_guidance_are_measured_once_for_the_same_weights(monkeyp
     told = json.loads((tmp_path / "behaviour.json").read_text())
     told["cells"].pop()
     (tmp_path / "behaviour.json").write_text(json.dumps(told))
+    card.write()
+    assert "At other steps" not in (tmp_path / "README.md").read_text()  # not before it is whole again
     behaviour.main(16)
     assert asked[20:] == [(100, 7.5)]
     behaviour.main(8)
@@ -388,7 +391,7 @@ def test_all_that_is_made_from_the_weights_is_renewed_in_order_until_something_f
     monkeypatch.setattr(rebuild.subprocess, "run", lambda command: ran.append(" ".join(command[2:])) or SimpleNamespace(returncode=int("sketch" in command)))
     with pytest.raises(SystemExit, match="sketch failed with exit code 1"):
         rebuild.rebuild()
-    assert ran[:2] == ["fastviz.stickers export", "fastviz.stickers evaluate"] and len(ran) == 4
+    assert ran[:2] == ["fastviz.stickers export --network small", "fastviz.stickers evaluate"] and len(ran) == 4
     assert ran[2] in (loop.SHIPPED.parents[1] / "README.md").read_text()  # the command that its table names
     with pytest.raises(SystemExit, match="choose from export, evaluate"):
         rebuild.rebuild(["everything"])

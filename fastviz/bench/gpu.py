@@ -126,12 +126,12 @@ def measured(cell, known, device, configs, backend, decoder):
     unet, batch = networks.unet_of(config, device, dtype), batch_of(cell, known, device)
     grid = (cell.size // 8,) * 2
     told = networks.inputs(config, grid[0], batch * (1 + free), device, dtype)  # guided runs take a pair
+    flops = lanes.flops(config, cell.lane, cell.steps, grid[0], batch * (1 + free), device)
     tiny = None if free else networks.decoder_of(device, dtype, **decoder)
     with lanes.prepared(unet, cell, backend):
         memory = Peak(device)
         seconds = lanes.seconds(unet, cell, told, grid, device, tiny)
         peak = memory.bytes()
-    flops = lanes.flops(config, cell.lane, cell.steps, grid[0], batch * (1 + free), device)
     return {"seconds": seconds, "images_per_second": batch / seconds, "batch": batch, "peak": peak, "flops": flops}
 
 

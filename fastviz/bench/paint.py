@@ -1,8 +1,9 @@
-"""How soon the page can be read in a browser, beside the smallest page that Gradio makes: a text box and a button; and how soon
-a picture follows the pen.
+"""How soon the page can be read in a browser, beside the smallest page that Gradio makes: a text box and a button; and how
+soon a picture follows the pen.
 
 Both pages are served side by side and opened by turns in Chromium, each time as a stranger (nothing cached). Seconds from the
-request until the text box and the button are painted, and from lifting the pen until the quick picture is another one. Needs playwright, from requirements-test.txt, and Chromium.
+request until the text box and the button are painted, and from lifting the pen until the quick picture is another one. Needs
+playwright, from requirements-test.txt, and Chromium.
 """
 
 import argparse
@@ -46,6 +47,7 @@ def followed(browser, address, strokes):
     tab, found = browser.new_page(viewport={"width": 1280, "height": 1400}), []
     tab.goto(address)
     tab.wait_for_function(SEEN, polling="raf", timeout=60_000)
+    tab.wait_for_selector("#ask-start", state="attached")  # which stands below the sheet
     if not tab.locator(".sheet").count():
         return None
     tab.locator("#ask-prompt textarea").fill("a cat on the beach")
@@ -98,7 +100,8 @@ def main(argv=None):
     print(f"later than Gradio's empty page: {later:.2f} s")
     if pen:
         print(f"a picture follows the pen after {median(pen):.2f} s ({min(pen):.2f}-{max(pen):.2f})")
-    print(json.dumps({"bench": "paint", "environment": environment(), "pages": pages, "later": later, "pen": pen}))
+    told = {"pages": pages, "later": later, "pen": pen}
+    print(json.dumps({"bench": "paint", "environment": environment(), **told}))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def main():
             stage.add_argument("--decay", type=float, default=0.25, help="last share of the time, in which the rate falls")
             stage.add_argument("--anew", action="store_true", help="from random weights, where there is no checkpoint")
             stage.add_argument("--room", type=int, default=12_000, help="encoded scenes kept")
-        if name in ("teacher", "progress", "keep", "export"):
+        if name in ("teacher", "progress", "keep", "export", "rebuild"):
             stage.add_argument("--network", choices=parts.SIZES, default="small", help="the teacher's size; large is for a GPU")
         if name == "pairs":
             stage.add_argument("--minutes", type=float, default=20, help="time budget")
@@ -94,7 +94,7 @@ def run(args):
     elif args.stage == "teacher":
         teacher.fit(args.minutes, args.batch, args.lr, args.scenes, args.fresh, args.room, args.decay, args.anew, args.network)
     elif args.stage == "rebuild":
-        rebuild.rebuild(args.parts)
+        rebuild.rebuild(args.parts, args.network)
     elif args.stage in ("export", "keep"):
         getattr(export, args.stage)(network=args.network)
     elif args.stage == "behaviour":

@@ -8,9 +8,9 @@ import json
 from .. import fitted, models, views
 from ..views import theme as t
 from . import card, measures
+from .card import GUIDANCE, STEPS
 from .evaluate import FOLDER, draw, prompts
 
-STEPS, GUIDANCE = (10, 20, 30, 50, 100), (1.0, 3.0, 5.0, 7.5)
 MODEL = models.MODELS["stickers"]
 FILE = FOLDER / "behaviour.json"
 LINES = {"one": "object found, one asked", "two": "both found, two asked", "background": "background found"}

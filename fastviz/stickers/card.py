@@ -2,8 +2,11 @@
 
 import json
 
+from .. import fitted
+from ..models import MODELS
 from .loop import SHIPPED
 from .words import BACKGROUNDS, OBJECTS, RELATIONS
+STEPS, GUIDANCE = (10, 20, 30, 50, 100), (1.0, 3.0, 5.0, 7.5)  # of that table
 
 TEXT = """---
 license: apache-2.0
@@ -103,8 +106,9 @@ def limits(told):
 
 
 def behaviour(told):
-    """The table of other steps and guidance, objects found of prompts with one / two; "" before it was measured."""
-    if not told:
+    """The table of other steps and guidance, objects found of prompts with one / two; "" before all of it was measured of these
+    weights."""
+    if not told or len(told["cells"]) < len(STEPS) * len(GUIDANCE) or told["weights"] != fitted.weights(MODELS["stickers"].folder):
         return ""
     steps, guidance = (sorted({cell[name] for cell in told["cells"]}) for name in ("steps", "guidance"))
     cells = {(cell["steps"], cell["guidance"]): f"{cell['one']:.0%} / {cell['two']:.0%}" for cell in told["cells"]}

@@ -8,7 +8,7 @@ from huggingface_hub import save_torch_state_dict
 
 from .. import judge
 from ..models import rewrite_hashes, write_hashes
-from . import autoencoder, teacher
+from . import autoencoder, parts, teacher
 from .evaluate import pipeline
 from .loop import checkpoint
 
@@ -16,8 +16,8 @@ FOLDER = judge.FOLDER.parent
 
 
 def export(folder=FOLDER, network="small"):
-    """network: the teacher's, a key of parts.SIZES. Writes folder/model, folder/tiny (the small autoencoder, when the reference is the model's own), folder/training.json
-    (step, hours and log of the teacher, hours and devices of all stages) and folder/hashes.json."""
+    """network: the teacher's, a key of parts.SIZES. Writes folder/model, folder/tiny (the small autoencoder, when the
+    reference is the model's own), folder/training.json (step, hours and log of the teacher, hours and devices of all stages) and folder/hashes.json."""
     model, card = teacher.trained(network)
     reference, tiny = autoencoder.trained_reference(), autoencoder.trained()
     save(pipeline(model, reference or tiny), folder / "model")
@@ -31,7 +31,8 @@ def export(folder=FOLDER, network="small"):
 
 
 def keep(folder=FOLDER, network="small"):
-    """network: as of export. Writes folder/onward: the teacher's weights and training.json (step, hours, log). What is shipped stays as it is."""
+    """network: as of export. Writes folder/onward: the teacher's weights and training.json (step, hours,
+    log). What is shipped stays as it is."""
     model, card = teacher.trained(network)
     onward = folder / teacher.ONWARD
     shutil.rmtree(onward, ignore_errors=True)
@@ -43,7 +44,7 @@ def keep(folder=FOLDER, network="small"):
 
 def stages(before):
     """{stage: {"hours", "device"}}, of the checkpoints here; the others stay as they were told before."""
-    found = {name: checkpoint(name) for name in ("autoencoder", "decoder", "reference", "judge", "teacher", "teacher-large")}
+    found = {name: checkpoint(name) for name in ("autoencoder", "decoder", "reference", "judge", *map(teacher.stage, parts.SIZES))}
     return before | {name: {"hours": round(saved["hours"], 2), "device": ", ".join(sorted({row["device"] for row in saved["log"]}))}
                      for name, saved in found.items() if saved}
 

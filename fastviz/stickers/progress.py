@@ -19,24 +19,27 @@ from .loop import WORK
 FILE = FOLDER / "learning.json"
 BARS = {"one": 0.95, "two": 0.90}  # of the recall that training is to reach
 NAMES = {"one": "one object asked, found", "two": "two asked, both found"}
+FAR = 20  # logarithm of a number of steps that nobody will reach
 WINDOW = 15  # reports of the log, of a minute or two each, that a point of the drawn loss is the median of
 
 
 def milestone(count, steps, guidance, network="small"):
-    """{"step", "hours", "prompts", "sampling", "one", "two", "background"}, shares in 0..1, of what the teacher draws now: the
+    """{"step", "hours", "network", "prompts", "sampling", "one", "two", "background"}, shares in 0..1, of what the teacher draws now: the
     moving average of its checkpoint, `count` held-out prompts with one object and as many with two. Contact sheets lie in
     training/."""
     model, card = teacher.trained(network)
     pipe = pipeline(model, autoencoder.trained_reference() or autoencoder.trained())
-    told = {"step": card["step"], "hours": round(card["hours"], 2), "prompts": count, "sampling": steps}
+    told = {"step": card["step"], "hours": round(card["hours"], 2), "network": network, "prompts": count, "sampling": steps}
     WORK.mkdir(exist_ok=True)
+    backgrounds = []
     for number, name in enumerate(NAMES, 1):
         scenes = prompts(count, objects=number)
         pictures = draw(pipe, [scene.caption for scene in scenes], steps, guidance)
         sheet(pictures, [scene.caption for scene in scenes]).save(WORK / f"milestone-{card['step']}-{number}.webp", quality=85)
         found = measures.recall(scenes, pictures)[0]
-        told |= {name: found["objects"], "background": found["background"]}
-    return told, card["log"]
+        told[name] = found["objects"]
+        backgrounds.append(found["background"])
+    return {**told, "background": round(sum(backgrounds) / 2, 4)}, card["log"]
 
 
 def logit(share, count):
@@ -56,15 +59,20 @@ def line(found, name):
 def reached(found, name):
     """The step at which the line reaches the bar; None without a rising line."""
     fitted, bar = line(found, name), BARS[name]
-    return round(math.exp((math.log(bar / (1 - bar)) - fitted[1]) / fitted[0])) if fitted and fitted[0] > 0 else None
+    if fitted is None or fitted[0] <= 0:
+        return None
+    steps = (math.log(bar / (1 - bar)) - fitted[1]) / fitted[0]  # their logarithm
+    return round(math.exp(steps)) if steps < FAR else None
 
 
 def main(count, steps, guidance, network="small"):
     """network: a key of parts.SIZES. Enters a milestone, draws the curves and prints one JSON line."""
     told, log = milestone(count, steps, guidance, network)
     before = json.loads(FILE.read_text()) if FILE.exists() else []
-    found = sorted([each for each in before if each["step"] != told["step"]] + [told], key=lambda each: each["step"])
-    FILE.write_text("[\n " + ",\n ".join(map(json.dumps, found)) + "\n]\n")
+    others = [each for each in before if (each["network"], each["step"]) != (network, told["step"])]
+    every = sorted([*others, told], key=lambda each: (each["network"], each["step"]))
+    FILE.write_text("[\n " + ",\n ".join(map(json.dumps, every)) + "\n]\n")
+    found = [each for each in every if each["network"] == network]
     FILE.with_suffix(".png").write_bytes(views.png(curves(found, log), dpi=110))
     print(json.dumps({**told, "bars at step": {name: reached(found, name) for name in NAMES}}))
 
@@ -81,6 +89,7 @@ def curves(found, log):
     windows = [slice(max(0, i - WINDOW), i + WINDOW + 1) for i in range(0, len(log), WINDOW)]
     losses.plot([np.median(steps[w]) for w in windows], [np.median(values[w]) for w in windows], color=t.COLOURS[0])
     losses.set_yscale("log")
+    losses.tick_params(which="minor", colors=t.LIGHT.faint, labelsize=8)
     far = np.geomspace(found[0]["step"], 2 * found[-1]["step"], 60)
     for (name, label), colour, mark in zip(NAMES.items(), t.COLOURS, t.MARKS):
         recalls.plot([each["step"] for each in found], [100 * each[name] for each in found], color=colour, marker=mark, linestyle="", label=label)

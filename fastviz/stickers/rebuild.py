@@ -15,13 +15,14 @@ STEPS = {  # name -> commands, each resumable; the longest come last
 }
 
 
-def rebuild(names=None):
-    """Runs the steps that are named, all by default, each as the command that a person would type; ends with the first
+def rebuild(names=None, network="small"):
+    """network: of the teacher that is exported. Runs the steps that are named, all by default, each as the command that a person would type; ends with the first
     that fails. The one-step student has stages of its own: it takes hours."""
     if unknown := set(names or ()) - set(STEPS):
         raise SystemExit(f"There is no step {', '.join(sorted(unknown))}: choose from {', '.join(STEPS)}.")
     for name in names or STEPS:
         for command in STEPS[name]:
+            command = [*command, "--network", network] if name == "export" else command
             print(f"{name}: python -m {' '.join(command)}", flush=True)
             if code := subprocess.run([sys.executable, "-m", *command]).returncode:
                 raise SystemExit(f"{name} failed with exit code {code}: the same command goes on from there with `rebuild {name}`.")

@@ -172,16 +172,21 @@ def committed():
     return {"weights": weights, **json.loads((SHIPPED / "training.json").read_text())}
 
 
-def latest():
-    """What training goes on from on a machine without a checkpoint: what was kept of it, else what is committed."""
+def latest(size="small"):
+    """What training of a teacher of that size goes on from on a machine without a checkpoint: what was kept of it, else what is
+    committed; None where both are of another size."""
     kept = shipped(ONWARD)
-    return {"weights": kept, **json.loads((SHIPPED / ONWARD / "training.json").read_text())} if kept else committed()
+    if kept and size_of(kept) == size:
+        return {"weights": kept, **json.loads((SHIPPED / ONWARD / "training.json").read_text())}
+    told = committed()
+    return told if told and size_of(told["weights"]) == size else None
 
 
 def trained(size="small"):
     """The teacher of that size (the moving average of its checkpoint, else the latest weights), in eval mode on the CPU, with
-    its step, hours and log."""
-    saved = checkpoint(stage(size)) or latest()
+    its step, hours and log. Ends the program with a sentence when there is none."""
+    if (saved := checkpoint(stage(size)) or latest(size)) is None:
+        raise SystemExit(f"No {size} teacher was trained: `python -m fastviz.stickers teacher --network {size}` does.")
     model = built(saved.get("average") or saved["weights"])
     return model.eval().requires_grad_(False), {key: saved[key] for key in ("step", "hours", "log")}
 
@@ -189,8 +194,7 @@ def trained(size="small"):
 def fit(minutes, size, lr, share=0.0, fresh=2.0, room=12_000, decay=0.25, anew=False, network="small"):
     """network: a key of parts.SIZES. Goes on from the checkpoint or, without one, from the latest weights unless `anew`, with a `share` of scenes among
     the batches. fresh: new scenes per batch; room: scenes kept; size: windows per batch; decay: see loop.train."""
-    start, name = latest(), stage(network)
-    start = None if anew or start and size_of(start["weights"]) != network else start
+    start, name = None if anew else latest(network), stage(network)
     seed = start_seed(name, 2, start)
     model = Teacher(network).to(DEVICE)
     quick(model.unet, minutes)

@@ -26,7 +26,9 @@ def view(name, value=None, **options):
 
 def waiting(ahead, each=None):
     """Whose turn it is not yet. each: seconds that a turn took lately, where that is known."""
-    return {**IDLE, "state": "waiting", "left": f"{span(ahead * each)} left" if each else "", "sentence": f"Waiting: {ahead} {'comparison is' if ahead == 1 else 'comparisons are'} first."}
+    what = "comparison is" if ahead == 1 else "comparisons are"
+    left = f"{span(ahead * each)} left" if each else ""
+    return {**IDLE, "state": "waiting", "sentence": f"Waiting: {ahead} {what} first.", "left": left}
 
 
 def refused(refusal, before=""):

@@ -4,10 +4,9 @@ import threading
 import time
 from collections import deque
 from contextlib import contextmanager
-from statistics import median
+from statistics import mean
 
 from ..request import BadRequest
-
 
 LATELY = 8  # turns whose time tells how long the next ones will take
 
@@ -17,7 +16,7 @@ class Turns:
 
     def __init__(self, most):
         self.most, self.lines, self.ring = most, {}, deque()
-        self.lock, self.running, self.took = threading.Lock(), None, deque(maxlen=LATELY)
+        self.lock, self.running, self.begun, self.took = threading.Lock(), None, 0.0, deque(maxlen=LATELY)
 
     def enter(self, visitor):
         """A ticket, at the end of the visitor's own line. BadRequest when that is full."""
@@ -45,8 +44,8 @@ class Turns:
 
     @property
     def each(self):
-        """Seconds that a turn took lately, their median; None before the first one."""
-        return median(self.took) if self.took else None
+        """Seconds that a turn took lately, on average: some are over at once. None before the first one."""
+        return mean(self.took) if self.took else None
 
     def leave(self, visitor, ticket):
         """Gives up the place or the turn. The visitor goes to the end of the ring after a turn."""

@@ -13,30 +13,30 @@ from ..request import BadRequest
 
 START = 15.0  # seconds to fetch weights onto the device and to warm up
 RATE = 20e12  # FLOP/s that a lent GPU is expected to reach at least; only what is asked for depends on it
+FASTEST = 200e12  # and that none is expected to exceed: what would be too long even then is refused
 ROW = 3.0  # seconds for metrics and pictures of one row
 SHORTEST, LONGEST = 20, 120  # seconds that are asked for
 
 
-def needed(request):
-    """Seconds that a comparison will take of a lent GPU at most, from the FLOPs that it will execute: warm-up once, then its
-    repeats."""
+def needed(request, rate):
+    """Seconds of a comparison at `rate` FLOP/s, from what it will execute: warm-up once, then its repeats."""
     from .. import cost
 
     pipe, flops = models.load(request.model), 0
     for stack in request.methods:
         flops += cost.total(cost.flops(pipe, request, stack, steps_of(fixed(stack), request.steps)))
-    return START + len(request.methods) * ROW + (request.repeats + 1) * flops / RATE
+    return START + len(request.methods) * ROW + (request.repeats + 1) * flops / rate
 
 
 def duration(request, *others):
     """Whole seconds to ask for."""
-    return max(SHORTEST, min(LONGEST, math.ceil(needed(request))))
+    return max(SHORTEST, min(LONGEST, math.ceil(needed(request, RATE))))
 
 
 def check(request):
     """BadRequest when the GPU would be taken back in the middle."""
-    if (seconds := needed(request)) > LONGEST:
-        raise BadRequest("methods", f"This would take up to {seconds:.0f} s of a GPU that is lent for {LONGEST} s: ask for fewer "
+    if (seconds := needed(request, FASTEST)) > LONGEST:
+        raise BadRequest("methods", f"This would take {seconds:.0f} s or more of a GPU that is lent for {LONGEST} s: ask for fewer "
                          "rows, steps or repeats.")
 
 

@@ -170,14 +170,19 @@ def reused(summaries, dark=False):
     for axes, steps in zip(figure.subplots(1, len(counts), sharey=True, squeeze=False)[0], counts):
         t.plain_axes(axes, theme)
         here = [told for told in summaries if told["steps"] == steps]
+        kinds = sorted({(told["maps"], told["keep"]) for told in here})  # what is kept of which maps: a line of its own for each
         for (name, label), colour, mark in zip(SEARCHED.items(), t.COLOURS, t.MARKS):
-            rows = [row for told in here for key, row in told["rows"].items() if key.split()[0] == name and not isinstance(row["lpips"], str)]
-            rows.sort(key=lambda row: row["share"])
-            axes.plot([100 * row["share"] for row in rows], [row["lpips"] for row in rows], color=colour, marker=mark, linewidth=1.2, label=label)
+            for kind in kinds:
+                rows = [row for told in here if (told["maps"], told["keep"]) == kind for key, row in told["rows"].items()
+                        if key.split()[0] == name and not isinstance(row["lpips"], str)]
+                rows.sort(key=lambda row: row["share"])
+                axes.plot([100 * row["share"] for row in rows], [row["lpips"] for row in rows], color=colour, marker=mark,
+                          linewidth=1.2, label=label if kind == kinds[0] else None)
         axes.set_title(f"{steps} steps", loc="left", color=theme.ink, fontsize=10)
         axes.set_xlabel("Time, % of the full run's", color=theme.ink, fontsize=9)
         axes.set_ylim(bottom=0)
     figure.axes[0].set_ylabel(f"{summaries[0]['lpips_name']} to the full model", color=theme.ink, fontsize=9)
     figure.axes[0].legend(frameon=False, fontsize=8, labelcolor=theme.ink)
-    figure.suptitle("Lower left is better. The points of a line reuse more and more steps, or leave more of them out.", color=theme.faint, fontsize=9)
+    figure.suptitle("Lower left is better. The points of a line reuse more and more steps, or leave more of them out.",
+                    color=theme.faint, fontsize=9)
     return figure
