@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from contextlib import suppress
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -252,7 +253,7 @@ def test_a_visitor_is_served_between_two_pictures_of_anothers_sweep(home):
 
 def test_what_is_followed_waits_for_its_turn_and_is_remembered(home):
     page = Page(dataclasses.replace(profile.load("classroom"), max_size=128))
-    request = type("Asked", (), {"username": "mary", "session_hash": "tab"})
+    request = SimpleNamespace(username="mary", session_hash="tab", client=SimpleNamespace(host="10.0.0.1"))
     other = page.turns.enter("john")
     assert page.turns.place("john", other) == 0
     told = page.follow(request, lambda visit: visit.take(Job(ASKED)), page.board, page.cleared())
