@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastviz.bench import blocks
+from fastviz.patch import replaced
 
 SHAPE = (8, 32, 2, 16)
 
@@ -37,6 +38,37 @@ def test_both_merge_as_many_tokens(made):
 def test_what_is_left_out_is_filled_in(made):
     left, full = made["leave out, copy"]()
     assert full.shape == (2, 64, 32) and left.shape == (2, 24, 32) and len(full[0].unique(dim=0)) == 24
+
+
+def test_where_kernels_run_torchs_functions_are_timed_beside_them(monkeypatch):
+    ran = []
+
+    def here(x):
+        ran.append(x.shape)
+        return True
+
+    monkeypatch.setattr(blocks.kernels, "here", here)
+    for name in ("merge", "unmerge", "apply", "row_lse", "column_sums"):  # nothing can be launched here
+        monkeypatch.setattr(blocks.kernels, f"launched_{name}", by_torch(getattr(blocks.kernels, name)))
+    with torch.no_grad():
+        made = blocks.parts(*SHAPE, torch.device("cpu"), torch.float32)
+        for name in blocks.KERNELS:
+            ran.clear()
+            slow = made[f"{name}, by torch"]()
+            assert not ran
+            fast = made[name]()
+            assert ran or name == "rank"  # chosen by the device as well
+            if name != "rank":
+                torch.testing.assert_close(fast, slow)
+    times = {name: 2.0 for name in made} | {f"{name}, by torch": 4.0 for name in blocks.KERNELS}
+    assert all(blocks.ratios(times)[f"{name} / by torch"] == 0.5 for name in blocks.KERNELS)
+
+
+def by_torch(function):
+    def run(*given):
+        with replaced(blocks.kernels, here=lambda x: False):
+            return function(*given)
+    return run
 
 
 def test_ratios_follow_from_the_times():

@@ -48,6 +48,26 @@ def test_merging_equals_torchs(size, c, ratio, dtype):
     torch.testing.assert_close(found.float(), tome.merge(x.double(), members, starts).float(), rtol=TYPES[dtype], atol=TYPES[dtype])
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("batch, merged, n, c", ((2, 13, 35, 40), (1, 40, 64, 33), (3, 9, 16, 600)))
+def test_spreading_merged_tokens_equals_torchs(batch, merged, n, c, dtype):
+    y = drawn(batch, merged, c, dtype=dtype)
+    flat = torch.randint(batch * merged, (batch * n,), generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    found = kernels.launched_unmerge(y, flat)
+    assert found.dtype == dtype and torch.equal(found, y.flatten(0, 1)[flat].view(batch, n, c))
+
+
+@pytest.mark.parametrize("dtype", PRODUCTS)
+@pytest.mark.parametrize("heads, n, m, d", ((2, 35, 77, 40), (4, 64, 64, 64), (1, 130, 9, 80), (3, 66, 70, 160)))
+def test_a_kept_map_applied_equals_torchs(heads, n, m, d, dtype):
+    weights = drawn(2, heads, n, m).softmax(-1).to(dtype)
+    v = drawn(2, m, heads * d, dtype=dtype, seed=1)
+    found = kernels.launched_apply(weights, v)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), kernels.apply(weights.double(), v.double()).float(), rtol=TYPES[dtype], atol=TYPES[dtype])
+    assert torch.equal(found, kernels.launched_apply(weights, v))
+
+
 def test_a_graph_made_of_the_kernels_ranks_and_finds_as_the_map_does(monkeypatch):
     q, k = drawn(1, 4, 48, 16) * 0.25, drawn(1, 4, 48, 16, seed=1)
     monkeypatch.setattr(kernels, "here", lambda x: True)

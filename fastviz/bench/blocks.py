@@ -5,21 +5,24 @@ Every part is timed alone, all parts of a block in a new order round after round
 two ways to compute self-attention; tomesd is the token merging of its authors, given the same input. Merging pays when
 match + merge + unmerge + attention of the merged tokens is less than the attention of all; a match shared over several
 blocks or steps costs its share. "merged attention" is all of it in one piece, and the last line its sum over all shapes
-against tomesd's. Ranking pays over all later layers of the same transformer and every step that keeps it.
+against tomesd's. Ranking pays over all later layers of the same transformer and every step that keeps it. Where our
+kernels run, what they do is timed once more with torch's functions in their place.
 """
 
 import argparse
 import json
 import random
 import time
+from functools import partial
 from statistics import median
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .. import gwpr, models
+from .. import gwpr, kernels, models
 from ..compare import environment
 from ..methods import atedm, attention_reuse, tome
+from ..patch import replaced
 from ..request import check_number
 from ..trace import Context
 
@@ -31,6 +34,7 @@ SHAPES = {  # name: (side of the grid, channels, heads, width of the text)
 }
 RATIO = 0.5  # tokens merged
 LEAST = 3.0  # seconds
+KERNELS = ("merge, unmerge", "rank", "reuse map")  # parts with kernels of ours
 MERGED = ("merged attention", "merged attention, match shared", "tomesd merged attention")
 
 
@@ -88,7 +92,7 @@ def parts(side, channels, heads, text, device, dtype):
         with sdpa_kernel(SDPBackend.MATH):
             return block.attn1(x)
 
-    return {
+    made = {
         "attention, fused": lambda: block.attn1(x), "attention, materialised": materialised,
         "attention of merged": lambda: block.attn1(merged), "match": our_match,
         "merge, unmerge": lambda: tome.unmerge(tome.merge(x, members, starts), flat),
@@ -101,6 +105,14 @@ def parts(side, channels, heads, text, device, dtype):
         "make map": lambda: attention_reuse.attention_map(block.attn1, x),
         "reuse map": lambda: attention_reuse.apply_map(block.attn1, kept_map, x),
     }
+
+    def by_torch(function):
+        with replaced(kernels, here=lambda x: False):
+            return function()
+
+    if kernels.here(x):
+        made |= {f"{name}, by torch": partial(by_torch, made[name]) for name in KERNELS}
+    return made
 
 
 def timed(functions, rounds, device, least=LEAST):
@@ -140,7 +152,8 @@ def ratios(told):
             "merged / materialised": (ours + told["attention of merged"]) / told["attention, materialised"],
             "merged, match shared / fused": (told["merge, unmerge"] + told["attention of merged"]) / fused,
             "rank, find copies / fused": (told["rank"] + told["find copies"]) / fused,
-            "reuse map / fused": told["reuse map"] / fused}
+            "reuse map / fused": told["reuse map"] / fused} | {
+                f"{name} / by torch": told[name] / told[f"{name}, by torch"] for name in KERNELS if f"{name}, by torch" in told}
 
 
 def table(rows):

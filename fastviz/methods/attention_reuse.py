@@ -172,9 +172,10 @@ def attention_map(attn, x, context=None, mask=None):
 
 def apply_map(attn, weights, x, context=None):
     """W_o (A V) with A given: weights (B, heads, N, M), x (B, N, C) -> (B, N, C)."""
-    v = heads(attn, attn.to_v(inputs(attn, x, context)[1]))
-    out = (weights @ v).transpose(1, 2).flatten(2)
-    out = attn.to_out[1](attn.to_out[0](out))
+    from .. import kernels
+
+    v = attn.to_v(inputs(attn, x, context)[1])
+    out = attn.to_out[1](attn.to_out[0](kernels.apply(weights, v)))
     return (out + x if attn.residual_connection else out) / attn.rescale_output_factor
 
 
