@@ -52,7 +52,7 @@ def test_cells_are_run_fail_and_go_on(tmp_path, capsys, monkeypatch):
 def test_no_cell_begins_when_the_time_is_over(tmp_path, capsys):
     lines = gpu.main(["--out", str(tmp_path), "--minutes", "0"], CELLS, CONFIGS, "eager", DECODER)
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert lines == 0 and told["left"] == len(CELLS) and set(told["goals"].values()) == {None}
+    assert lines == 0 and told["left"] == len(CELLS) and {goal["value"] for goal in told["goals"].values()} == {None}
 
 
 def test_a_lost_device_ends_the_call_and_an_ended_call_does_not_begin_the_same_cell_again(tmp_path, capsys, monkeypatch):
@@ -83,16 +83,52 @@ def test_networks_of_the_real_sizes_run_on_a_gpu(name):
     unet = networks.unet_of(config, device, torch.half)
     told = networks.inputs(config, config["sample_size"], 2, device, torch.half)
     assert lanes.predict(unet, told).isfinite().all()
-    assert lanes.ours(unet, told, "tome", 2, (config["sample_size"],) * 2, device, False) > 0
+    cell, grid = Cell(name, 8 * config["sample_size"], "tome", 2), (config["sample_size"],) * 2
+    assert lanes.seconds(unet, cell, told, grid, device) > 0
+    assert lanes.profile(unet, cell, told, grid, device)[0]["kernels"][0]["milliseconds"] > 0
 
 
 def test_goals_are_ratios_of_measured_cells():
-    asked = gpu.cells()
+    asked, goals = gpu.cells(), gpu.goals()
     assert len({cell.key for cell in asked}) == len(asked)
-    assert all(cell in asked for _, *pair, _ in gpu.goals() for cell in pair if cell)
-    what, above, below, kind = gpu.goals()[2]
-    known = {above.key: {"seconds": 6.0, "images_per_second": 1 / 6}, below.key: {"seconds": 4.0}}
-    assert dict(gpu.reached(known))[what] == 1.5 and sum(value is not None for _, value in gpu.reached(known)) == 1
+    assert all(cell in asked for goal in goals for cell in (goal.above, goal.below) if cell)
+    first, goal = goals[0], goals[2]
+    known = {goal.above.key: {"seconds": 6.0, "images_per_second": 1 / 6}, goal.below.key: {"seconds": 4.0}}
+    assert goal.value(known) == 1.5 and first.value(known) is None and gpu.missed(known) == [goal]
+    known[first.above.key] = {"seconds": 0.01, "images_per_second": 100.0}
+    known[goal.below.key]["seconds"] = 3.0
+    assert first.value(known) == 100 and not gpu.missed(known)
+
+
+def test_a_missed_goal_is_profiled_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(lanes, "TIMED", 1)
+    goals = [gpu.Goal("reached", 0, CELLS[0]), gpu.Goal("fast", 1e9, CELLS[2], CELLS[3]), gpu.Goal("lean", 1e9, CELLS[0])]
+    monkeypatch.setattr(gpu, "goals", lambda: goals)
+    cells = [CELLS[0], CELLS[2], CELLS[3]]
+    lines, told, _ = run(tmp_path, capsys, cells=cells)
+    assert told["goals"]["reached"]["value"] > 0 and told["goals"]["fast"]["least"] == 1e9
+    missed = [line for line in lines if line.startswith("  missed: ")]
+    assert len(missed) == 2 and "% aten::" in missed[0]
+    kept = json.loads((tmp_path / "cells.json").read_text())["profiles"]
+    assert set(kept) == {cells[0].key, cells[2].key} and all("error" not in profile for profile in kept.values())
+    steps = kept[cells[2].key]["steps"]
+    assert sum(step["often"] for step in steps) == 50 and len(steps) > 1
+    for step in steps:
+        assert 0 < sum(row["share"] for row in step["kernels"]) <= 1.000001 and step["kernels"][0]["calls"] > 0
+        assert step["milliseconds"] >= sum(row["milliseconds"] for row in step["kernels"]) * 0.999
+        assert step["allocations"][0]["megabytes"] > 0
+    asked = []
+
+    def lost(cell, *told):
+        asked.append(cell)
+        raise torch.AcceleratorError("an illegal access", 700)
+
+    monkeypatch.setattr(gpu, "profiled", lost)
+    run(tmp_path, capsys, cells=cells)
+    assert not asked
+    goals.append(gpu.Goal("more", 1e9, CELLS[4]))
+    _, told, _ = run(tmp_path, capsys, cells=[*cells, CELLS[4], CELLS[6]])
+    assert asked == [CELLS[4]] and told["left"] == 1
 
 
 def test_each_kind_of_step_counts_as_often_as_it_occurs(monkeypatch):
@@ -102,5 +138,6 @@ def test_each_kind_of_step_counts_as_often_as_it_occurs(monkeypatch):
     told = networks.inputs(TINY, 8, 2, torch.device("cpu"), torch.float32)
     monkeypatch.setattr(lanes.Clock, "spans", lambda self: [0.0])
     monkeypatch.setattr(lanes, "seconds_of", lambda call, device: seen.append(call()) or 10.0 ** (len(seen) - 1))
+    cell = Cell("SD 1.5", 64, "attention_reuse(share=0.4)")
     with torch.no_grad():
-        assert lanes.ours(unet, told, "attention_reuse(share=0.4)", 50, (8, 8), torch.device("cpu"), False) == 29 + 10 + 2000
+        assert lanes.seconds(unet, cell, told, (8, 8), torch.device("cpu")) == 29 + 10 + 2000

@@ -6,6 +6,7 @@ pixels): each kind of step is timed a few times and counts as often as it occurs
 encoder, scheduler and, but for the one-step models, decoder are left out; "olss" has its scheduler in. "eager" is half
 precision and nothing else; "expert" adds channels_last, fused projections where a method allows them, compiled blocks and
 CUDA graphs. Peak memory is above the weights. A cell that fails is recorded with its sentence; --again tries it once more.
+Of a cell that misses a goal, the kernels that took the time and the operations that took the memory are recorded.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import csv
 import gc
 import json
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -81,27 +83,48 @@ def cells():
     return list(dict.fromkeys(found))
 
 
+@dataclass(frozen=True)
+class Goal:
+    """A ratio of two cells of one run, or, with no cell below, pictures a second. figure: "seconds" or "peak"."""
+    what: str
+    least: float
+    above: Cell
+    below: Cell = None
+    figure: str = "seconds"
+
+    @property
+    def asked(self):
+        """The cell that is to be fast or small."""
+        return self.below or self.above
+
+    def value(self, known):
+        """None where it was not measured."""
+        top, bottom = (known.get(cell.key, {}) if cell else None for cell in (self.above, self.below))
+        if bottom is None:
+            return top.get("images_per_second")
+        return top[self.figure] / bottom[self.figure] if top.get(self.figure) and bottom.get(self.figure) else None
+
+
 def goals():
-    """[(what, cell above, cell below, "seconds" or "peak")]: ratios of the same run; with no cell below, pictures a second."""
     xl, sd = ("SDXL", 1024), "SD 1.5"
-    found = [(f"{name} images/s", Cell(name, size, steps=1, how="expert"), None, "seconds")
-             for name, size in zip(networks.ONE_STEP, (512, 1024))]
-    for attention in ("materialised", "fused"):
-        found += [(f"SDXL 1024 px {attention}: full / {lane}", Cell(*xl, attention=attention),
-                   Cell(*xl, lane, attention=attention), "seconds") for lane in ("atedm", "atedm(finest=false)")]
+    found = [Goal(f"{name} images/s", least, Cell(name, size, steps=1, how="expert"))
+             for name, size, least in zip(networks.ONE_STEP, (512, 1024), (100, 30))]
+    for attention, least in (("materialised", 1.53), ("fused", 1.18)):
+        found += [Goal(f"SDXL 1024 px {attention}: full / {lane}", least, Cell(*xl, attention=attention),
+                       Cell(*xl, lane, attention=attention)) for lane in ("atedm", "atedm(finest=false)")]
     small = Cell(sd, 512, attention="materialised"), Cell(sd, 512, TOME, attention="materialised")
-    found += [("SD 1.5 512 px materialised: full / tome 60 %", *small, "seconds"),
-              ("SD 1.5 512 px materialised: full / tome 60 %, peak memory", *small, "peak"),
-              ("SD 1.5 2048 px: full / tome 60 %", Cell(sd, 2048), Cell(sd, 2048, TOME), "seconds"),
-              ("SD 1.5 2048 px: tomesd / tome 60 %", Cell(sd, 2048, "tomesd 0.6"), Cell(sd, 2048, TOME), "seconds")]
-    found += [(f"SD 1.5 {size} px: tomesd / {lane}", Cell(sd, size, "tomesd 0.5"), Cell(sd, size, lane), "seconds")
+    found += [Goal("SD 1.5 512 px materialised: full / tome 60 %", 2.03, *small),
+              Goal("SD 1.5 512 px materialised: full / tome 60 %, peak memory", 5, *small, "peak"),
+              Goal("SD 1.5 2048 px: full / tome 60 %", 5.4, Cell(sd, 2048), Cell(sd, 2048, TOME)),
+              Goal("SD 1.5 2048 px: tomesd / tome 60 %", 1, Cell(sd, 2048, "tomesd 0.6"), Cell(sd, 2048, TOME))]
+    found += [Goal(f"SD 1.5 {size} px: tomesd / {lane}", 1, Cell(sd, size, "tomesd 0.5"), Cell(sd, size, lane))
               for size in (512, 768, 1024) for lane in ("tome", "tome(share=true)")]
-    found += [(f"SD 1.5 {size} px materialised: tomesd / tome 60 %", Cell(sd, size, "tomesd 0.6", attention="materialised"),
-               Cell(sd, size, TOME, attention="materialised"), "seconds") for size in (512, 768, 1024)]
-    found += [("SD 1.5 512 px: 50 steps / OLSS 10 steps", Cell(sd, 512), Cell(sd, 512, "olss", 10), "seconds")]
-    found += [(f"SDXL 1024 px: 50 steps / {lane}, 10 steps, {how}",
-               Cell(*xl, how=how), Cell(*xl, lane, 10, how=how), "seconds") for lane, how in (
-                   (OUTPUT, "eager"), (STACKED, "eager"), (STACKED + "+atedm", "eager"), (STACKED, "expert"))]
+    found += [Goal(f"SD 1.5 {size} px materialised: tomesd / tome 60 %", 1, Cell(sd, size, "tomesd 0.6", attention="materialised"),
+                   Cell(sd, size, TOME, attention="materialised")) for size in (512, 768, 1024)]
+    found += [Goal("SD 1.5 512 px: 50 steps / OLSS 10 steps", 4.8, Cell(sd, 512), Cell(sd, 512, "olss", 10))]
+    found += [Goal(f"SDXL 1024 px: 50 steps / {lane}, 10 steps, {how}", 5,
+                   Cell(*xl, how=how), Cell(*xl, lane, 10, how=how)) for lane, how in (
+                       (OUTPUT, "eager"), (STACKED, "eager"), (STACKED + "+atedm", "eager"), (STACKED, "expert"))]
     return found
 
 
@@ -119,27 +142,39 @@ def batch_of(cell, known, device):
 
 
 @torch.no_grad()
+@contextmanager
+def ready(cell, known, device, configs, backend, decoder):
+    """The network as the cell asks for it, how many pictures, and the further arguments of `lanes.seconds`."""
+    config, dtype, free = configs[cell.network], models.precision(device), not cell.steps == 1
+    unet, batch, side = networks.unet_of(config, device, dtype), batch_of(cell, known, device), cell.size // 8
+    told = networks.inputs(config, side, batch * (1 + free), device, dtype)  # guided runs take a pair
+    tiny = None if free else networks.decoder_of(device, dtype, **decoder)
+    with lanes.prepared(unet, cell, backend):
+        yield unet, batch, (cell, told, (side, side), device, tiny)
+
+
 def measured(cell, known, device, configs, backend, decoder):
     """What is recorded of a cell: {"seconds", "images_per_second", "batch", "peak", "flops" of the network}. Raises what went
     wrong."""
-    config, dtype, free = configs[cell.network], models.precision(device), not cell.steps == 1
-    unet, batch = networks.unet_of(config, device, dtype), batch_of(cell, known, device)
-    grid = (cell.size // 8,) * 2
-    told = networks.inputs(config, grid[0], batch * (1 + free), device, dtype)  # guided runs take a pair
-    flops = lanes.flops(config, cell.lane, cell.steps, grid[0], batch * (1 + free), device)
-    tiny = None if free else networks.decoder_of(device, dtype, **decoder)
-    with lanes.prepared(unet, cell, backend):
+    with ready(cell, known, device, configs, backend, decoder) as (unet, batch, others):
+        flops = lanes.flops(configs[cell.network], cell.lane, cell.steps, cell.size // 8, len(others[1]["sample"]), device)
         memory = Peak(device)
-        seconds = lanes.seconds(unet, cell, told, grid, device, tiny)
+        seconds = lanes.seconds(unet, *others)
         peak = memory.bytes()
     return {"seconds": seconds, "images_per_second": batch / seconds, "batch": batch, "peak": peak, "flops": flops}
 
 
-def attempt(cell, *told):
-    """The same, or {"error": a sentence}."""
+def profiled(cell, *told):
+    """What is recorded of a cell that misses a goal: {"steps": its `lanes.profile`}."""
+    with ready(cell, *told) as (unet, _, others):
+        return {"steps": lanes.profile(unet, *others)}
+
+
+def attempt(work, *told):
+    """What `work` tells, or {"error": a sentence}."""
     begun = time.perf_counter()
     try:
-        found = measured(cell, *told)
+        found = work(*told)
     except Exception as error:  # whatever a kernel, a compiler or a peer raises: the other cells go on
         memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
         text = "Out of memory." if memory else (str(error).strip().splitlines() or [""])[0][:300]
@@ -154,17 +189,18 @@ def attempt(cell, *told):
 
 # What comes out
 
-def reached(known, found=None):
-    """[(what, value or None)] of the goals."""
-    out = []
-    for what, above, below, figure in found or goals():
-        top, bottom = (known.get(cell.key, {}) if cell else None for cell in (above, below))
-        if below is None:
-            value = top.get("images_per_second")
-        else:
-            value = top[figure] / bottom[figure] if top.get(figure) and bottom.get(figure) else None
-        out.append((what, value))
-    return out
+def missed(known):
+    """Goals that were measured and not reached."""
+    return [goal for goal in goals() if (value := goal.value(known)) is not None and value < goal.least]
+
+
+def told_of(profile):
+    """What a profile says, in one line."""
+    if "error" in profile:
+        return profile["error"]
+    step = max(profile["steps"], key=lambda step: step["often"] * step["milliseconds"])
+    most = "; ".join(f"{row['share']:.0%} {row['name'][:60]}" for row in step["kernels"][:4])
+    return f"step {step['step']} (x{step['often']}) {step['milliseconds']:.1f} ms: {most}"
 
 
 def write(folder, told):
@@ -204,14 +240,14 @@ def figure(known, path):
 
 
 def load(folder, machine):
-    """Cells that an earlier call measured. BadRequest when that was another machine or version."""
+    """Cells and profiles that an earlier call measured. BadRequest when that was another machine or version."""
     path = folder / "cells.json"
     if not path.is_file():
-        return {}
+        return {}, {}
     told = json.loads(path.read_text())
     if any(told["environment"].get(name) != machine[name] for name in SAME):
         raise BadRequest("out", f"{path} was measured elsewhere or with other versions: choose another folder.")
-    return told["cells"]
+    return told["cells"], told.get("profiles", {})
 
 
 def main(argv=None, asked=None, configs=networks.CONFIGS, backend="inductor", decoder=None):
@@ -225,28 +261,47 @@ def main(argv=None, asked=None, configs=networks.CONFIGS, backend="inductor", de
     check_number("minutes", "--minutes", args.minutes, 0, 10_000, float)
     begun, folder, device, machine = time.monotonic(), Path(args.out), models.device(), environment()
     folder.mkdir(parents=True, exist_ok=True)
-    known, asked = load(folder, machine), cells() if asked is None else asked
+    (known, profiles), asked = load(folder, machine), cells() if asked is None else asked
     todo = [cell for cell in asked if cell.key not in known or args.again and "error" in known[cell.key]]
+    given = device, configs, backend, decoder or {}
 
-    def record(cell, told):
-        known[cell.key] = asdict(cell) | {"asked": cell.batch} | told
-        write(folder, {"bench": "gpu", "environment": machine, "cells": known})
+    def over():
+        return time.monotonic() - begun > 60 * args.minutes
 
-    for cell in todo:
-        if time.monotonic() - begun > 60 * args.minutes:
+    def keep(kept, cell, found):
+        kept[cell.key] = found
+        write(folder, {"bench": "gpu", "environment": machine, "cells": known, "profiles": profiles})
+
+    def explain():
+        """Profiles what misses a goal and has no profile yet; whether the device is still there."""
+        for goal in missed(known):
+            if goal.asked.key not in profiles and not over():
+                keep(profiles, goal.asked, attempt(profiled, goal.asked, known, *given))
+                if "lost" in profiles[goal.asked.key]:
+                    return False
+        return True
+
+    for cell in todo if explain() else ():
+        if over():
             break
-        record(cell, {"error": "It was begun and did not end."})  # what stays if the process is ended meanwhile
-        told = attempt(cell, known, device, configs, backend, decoder or {})
-        record(cell, told)
-        print(f"{cell.key}: " + (told.get("error") or "{seconds:.3f} s, {images_per_second:.3f} images/s".format(**told)), flush=True)
-        if "lost" in told:  # nothing in this process can use the device again
+        row = asdict(cell) | {"asked": cell.batch}
+        keep(known, cell, row | {"error": "It was begun and did not end."})  # what stays if the process is ended meanwhile
+        told = attempt(measured, cell, known, *given)
+        keep(known, cell, row | told)
+        says = told.get("error") or "{seconds:.3f} s, {images_per_second:.3f} images/s".format(**told)
+        print(f"{cell.key}: {says}", flush=True)
+        if "lost" in told or not explain():  # nothing in this process can use a lost device again
             break
     left = sum(cell.key not in known for cell in asked)
     figure(known, folder / "cells.png")
     print()
-    for what, value in reached(known):
-        print(f"{what}: " + ("not measured" if value is None else f"{value:.2f}"))
+    for goal in goals():
+        value = goal.value(known)
+        print(f"{goal.what}: " + ("not measured" if value is None else f"{value:.2f}") + f" (goal {goal.least:g})")
+        if goal in missed(known) and goal.asked.key in profiles:
+            print("  missed: " + told_of(profiles[goal.asked.key]))
     if left:
         print(f"\n{left} of {len(asked)} cells are left: the same command goes on.")
-    print(json.dumps({"bench": "gpu", "environment": machine, "left": left, "goals": dict(reached(known))}, allow_nan=False))
+    values = {goal.what: {"value": goal.value(known), "least": goal.least} for goal in goals()}
+    print(json.dumps({"bench": "gpu", "environment": machine, "left": left, "goals": values}, allow_nan=False))
     return 0

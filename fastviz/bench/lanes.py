@@ -1,6 +1,8 @@
 """The ways to run a network that the GPU benchmark times: our stacks, peers, and the expert's settings."""
 
+from collections import Counter
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -16,6 +18,7 @@ from .networks import inputs, unet_of
 
 PEER_STEPS = 6  # a multiple of every peer's period
 TIMED = 5  # times that a kind of step is timed
+TOP = 12  # lines of a profile
 SCHEDULE = dict(num_train_timesteps=1000, set_alpha_to_one=False, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 
 
@@ -71,21 +74,19 @@ def seconds_of(call, device, times=TIMED):
 
 
 def ours(unet, told, text, steps, grid, device, graphs):
-    """Seconds of the network over a run of `steps` steps: each kind of step is timed and counts as often as it occurs."""
+    """For each kind of step of a run of `steps` steps: (name, how often it occurs, seconds that its start takes, a call of the
+    network). A call is good until the next one is asked for."""
     stack, context = parse_stack(text), Context(steps, grid=grid, device=device.type)
-    call, found = lambda: predict(unet, told), {}
     with attached(SimpleNamespace(unet=unet), stack, context):
         labels = with_past(kinds(stack, steps), context.frozen)
-        for step, label in enumerate(labels):
-            if label in found:
-                continue
+        for label, often in Counter(labels).items():  # in order of their first occurrence
             clock = Clock(device)
             clock.mark()
-            context.start(step)
+            context.start(labels.index(label))
             clock.mark()
             begun, = clock.spans()
-            found[label] = begun + seconds_of(recorded(call, device) if graphs else call, device)
-    return sum(found[label] for label in labels)
+            call = partial(predict, unet, told)
+            yield str(label), often, begun, recorded(call, device) if graphs else call
 
 
 @torch.no_grad()
@@ -161,7 +162,7 @@ PEERS = {"tomesd 0.5": tomesd(0.5), "tomesd 0.6": tomesd(0.6), "pyramid broadcas
 
 
 def fitted(unet, told, steps, device, graphs):
-    """Seconds of a whole run with a fitted scheduler; its coefficients are DDIM's, which take as long as any others."""
+    """A call that makes a whole run with a fitted scheduler; its coefficients are DDIM's, which take as long as any others."""
     timesteps = [999 - i * 1000 // steps for i in range(steps)]
     wx, we = ddim(alphas_of(SCHEDULE, timesteps))
     scheduler, seen = OLSSScheduler(timesteps, wx, we), told["sample"].clone()
@@ -173,15 +174,15 @@ def fitted(unet, told, steps, device, graphs):
         for t in timesteps:
             seen.copy_(x)
             x = scheduler.step(call().clone(), t, x).prev_sample
-    return seconds_of(run, device, 3)
+    return run
 
 
 def one_step(unet, told, decoder, device, graphs):
-    """Seconds from prompt embedding to decoded 8-bit pixels of a model that takes one step."""
+    """A call from prompt embedding to decoded 8-bit pixels of a model that takes one step."""
     def run():
         x = (told["sample"].float() - predict(unet, told).float()).to(decoder.dtype)
         return (decoder.decode(x).sample.clamp(-1, 1) * 127.5 + 127.5).byte()
-    return seconds_of(recorded(run, device) if graphs else run, device)
+    return recorded(run, device) if graphs else run
 
 
 def materialise(unet):
@@ -202,13 +203,47 @@ def prepared(unet, cell, backend):
         yield unet
 
 
-def seconds(unet, cell, told, grid, device, decoder=None):
-    """Seconds of all network calls of one run of the cell's steps, for the whole batch."""
+def calls(unet, cell, told, grid, device, decoder=None):
+    """What a run of the cell consists of, as from `ours`; of anything but our own stacks, the whole run."""
     graphs = cell.how == "expert"
     if decoder is not None:
-        return one_step(unet, told, decoder, device, graphs)
-    if cell.lane == "olss":
-        return fitted(unet, told, cell.steps, device, graphs)
+        yield "run", 1, 0.0, one_step(unet, told, decoder, device, graphs)
+    elif cell.lane == "olss":
+        yield "run", 1, 0.0, fitted(unet, told, cell.steps, device, graphs)
+    else:
+        yield from ours(unet, told, cell.lane, cell.steps, grid, device, graphs)
+
+
+def seconds(unet, cell, told, grid, device, decoder=None):
+    """Seconds of all network calls of one run of the cell's steps, for the whole batch."""
     if cell.lane in PEERS:
         return peer(unet, told, cell.lane, cell.steps, grid, device)
-    return ours(unet, told, cell.lane, cell.steps, grid, device, graphs)
+    return sum(often * (begun + seconds_of(call, device))
+               for _, often, begun, call in calls(unet, cell, told, grid, device, decoder))
+
+
+def profile(unet, cell, told, grid, device, decoder=None):
+    """Where a run of the cell spends its time and memory, for each kind of step: {"step", "often", "milliseconds" of one,
+    "kernels": [{"name", "calls", "milliseconds", "share"}], "allocations": [{"name", "megabytes"}]}, the TOP largest.
+    On a CPU the kernels are torch's operations. A recorded graph allocates nothing."""
+    from torch.autograd import DeviceType
+
+    found = []
+    for step, often, _, call in calls(unet, cell, told, grid, device, decoder):
+        call()
+        with torch.profiler.profile(profile_memory=True) as seen:
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+        rows, cuda = seen.key_averages(), device.type == "cuda"
+        times = sorted(((row.self_device_time_total if cuda else row.self_cpu_time_total, row) for row in rows
+                        if (row.device_type == DeviceType.CUDA) == cuda), key=lambda pair: -pair[0])
+        total = sum(time for time, _ in times)
+        memory = sorted(((row.self_device_memory_usage if cuda else row.self_cpu_memory_usage, row.key) for row in rows),
+                        reverse=True)
+        found.append({
+            "step": step, "often": often, "milliseconds": total / 1000,
+            "kernels": [{"name": row.key[:120], "calls": row.count, "milliseconds": time / 1000, "share": time / total}
+                        for time, row in times[:TOP] if time],
+            "allocations": [{"name": name, "megabytes": size / 2**20} for size, name in memory[:TOP] if size > 0]})
+    return found
