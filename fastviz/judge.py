@@ -16,7 +16,6 @@ from torchvision.models import squeezenet1_1
 
 FOLDER = Path(__file__).parents[1] / "assets/stickers/judge"
 SLICES = ((0, 2), (2, 5), (5, 8), (8, 10), (10, 11), (11, 12), (12, 13))  # of SqueezeNet's features, as in lpips
-CHANNELS = (64, 128, 256, 384, 384, 512, 512)
 MINIMUM = 1.0  # cells of 16 x 16 px that an object must fill to count as present
 
 
