@@ -3,7 +3,7 @@
 Channels, by (step, layer); maps are means over the heads of the half that sees the prompt:
  - attention.cross, at attn2: (T, h, w) float16, the share of each place's attention that goes to prompt token 1 .. T,
    pooled to at most 32 x 32 places
- - attention.self, at attn1, at some steps: (hq, wq, hk, wk) uint8, pooled to at most 16 x 16 queries and keys;
+ - attention.self, at attn1, at all steps or, where there is no room, at some: (hq, wq, hk, wk) uint8, pooled to at most 16 x 16 queries and keys;
    round(255 sqrt(p / max p)) of each query's shares p
  - estimate, at layer "": (C, H, W) float16, the picture's latents as the network estimates them at this step
 Where a method merged or left out tokens, maps are put back onto the grid: a group's share is divided among its members,
@@ -12,6 +12,7 @@ and what was left out has none. Where a method reuses a map, what is recorded is
 
 import math
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from .patch import replaced, transformer_blocks
 
 SIDE, WORDS = 16, 32  # places per side that self- and cross-attention are pooled to, at most
 SHARE = 0.5  # of the trace's budget that attention maps may fill
-MOMENTS = 25  # steps at which self-attention is kept, at most
+PLANNED = 0.4  # of the budget for which maps are planned: what methods record comes on top
 
 
 def shares(attn, x, text=None):
@@ -68,12 +69,41 @@ def self_shares(attn, x, size, seen):
     return (255 * (both / most).sqrt()).round().byte().unflatten(0, queries.shape[1:])
 
 
-class Watching:
-    """One block's attentions. tokens: how many tokens the prompt has, without those of start and end."""
+def moments(steps, room, frozen=()):
+    """The steps of a run, `room` of them at most, at which self-attention is recorded: spread over the run and, where it is
+    reused (`frozen`, see Context), those steps first, each with the step whose map it uses."""
+    reused = {step for step, part in frozen if part == "self"}
+    found = set()
+    for step in (*spread_out(sorted(reused)), *spread_out(sorted(set(range(steps)) - reused))):
+        pair = {step, max(j for j in range(step + 1) if j not in reused)}
+        if len(found | pair) <= room:
+            found |= pair
+    return found
 
-    def __init__(self, name, size, context, tokens):
-        self.name, self.size, self.context, self.tokens = name, size, context, tokens
-        self.moments = set(range(0, context.steps, math.ceil(context.steps / MOMENTS)))
+
+def spread_out(numbers):
+    """The same in an order of which every beginning is spread over all of them."""
+    strides = [2 ** i for i in reversed(range(len(numbers).bit_length()))]
+    return dict.fromkeys(number for stride in strides for number in numbers[::stride])
+
+
+def room_for(blocks, tokens, steps, budget):
+    """At how many steps the self-attention of [(name, block, (h, w))] fits beside all of their cross-attention."""
+    words, places = (sum(math.prod(min(side, most) for side in size) ** power for _, _, size in blocks)
+                     for most, power in ((WORDS, 1), (SIDE, 2)))
+    return int((PLANNED * budget - 2 * tokens * words * steps) / max(places, 1))
+
+
+class Watching:
+    """One block's attentions. tokens: how many tokens the prompt has, without those of start and end; room: see moments."""
+
+    def __init__(self, name, size, context, tokens, room):
+        self.name, self.size, self.context, self.tokens, self.room = name, size, context, tokens, room
+
+    @cached_property
+    def moments(self):
+        """Asked for during the run, when all methods are attached."""
+        return moments(self.context.steps, self.room, self.context.frozen)
 
     def part(self, attn, name, forward):
         def watched(hidden_states, encoder_hidden_states=None, *args, **kwargs):
@@ -120,8 +150,10 @@ def attach(pipe, request, context):
     with ExitStack() as exits:
         if context.trace is not None:
             tokens = len(pipe.tokenizer(request.prompt, truncation=True).input_ids) - 2
-            for name, block, size in transformer_blocks(pipe.unet, context.grid):
-                watching = Watching(name, size, context, tokens)
+            blocks = transformer_blocks(pipe.unet, context.grid)
+            room = room_for(blocks, tokens, context.steps, context.trace.budget)
+            for name, block, size in blocks:
+                watching = Watching(name, size, context, tokens, room)
                 for part in ("attn1", "attn2"):
                     if (attn := getattr(block, part)) is not None:
                         exits.enter_context(replaced(attn, forward=watching.part(attn, part, attn.forward)))

@@ -298,7 +298,7 @@ def test_a_words_maps_share_their_scale_and_stay_until_the_next_one():
         expected = frames_paint.heat(maps[step, f"{BLOCK}.attn2"][1].astype(np.float32).ravel() / 0.5)
         assert (at[step] == expected).all()
     assert found.legend[-1] == ("#fcfdbf", "50 % of a square's attention") and found.legend[1][1].startswith("25 %")
-    assert found.captions[0] == "not recorded" and found.captions[3:] == ["at most 50 %", "at most 50 %, recorded at step 4"]
+    assert found.captions[0] == "not recorded at this step" and found.captions[3:] == ["at most 50 %", "at most 50 %, recorded at step 4"]
 
 
 @pytest.mark.parametrize("place, token", (((0.0, 0.0), (0, 0)), ((0.3, 0.8), (2, 4)), ((1.0, 1.0), (7, 5)), ((-1, 9), (0, 5))))
@@ -307,7 +307,7 @@ def test_a_place_is_framed_and_shows_where_it_looks(place, token):
     found = views.point({"attention.self": {(1, f"{BLOCK}.attn1"): values}}, BLOCK, 3, place)
     assert found.images.shape == (3, 64, 48, 4) and not found.images[0].any()
     assert (found.images[1] == found.images[2]).all()
-    assert found.captions == ["not recorded", "attention", "attention, recorded at step 2"]
+    assert found.captions == ["not recorded at this step", "attention", "attention, recorded at step 2"]
     for y, x in np.ndindex(8, 6):
         one, heat = cell(found.images, 1, y, x, 8), frames_paint.heat(np.float32(values[token][y, x] / 255))
         assert (one[3:5, 3:5] == heat).all()
@@ -340,9 +340,23 @@ def test_attention_used_again_is_shown_beside_what_would_be_computed():
     assert (at[more][:, 0] > at[more][:, 2]).all() and more.any()  # orange
 
 
+def test_no_other_step_stands_in_for_attention_that_was_not_recorded():
+    """Of steps 0 to 3, the last two use the second one's attention, and 0 and 2 alone are recorded."""
+    draw = np.random.default_rng(0)
+    cross, own = draw.random((4, 3, 8, 8)).astype(np.float16), draw.integers(0, 256, (4, 8, 8, 8, 8), np.uint8)
+    channels = reused({"attention.cross": ("attn2", cross), "attention.self": ("attn1", own)})
+    for channel in ("attention.cross", "attention.self"):
+        channels[channel] = {at: map for at, map in channels[channel].items() if at[0] % 2 == 0}
+    for show in (lambda look: views.words(channels, BLOCK, 4, 1, look), lambda look: views.point(channels, BLOCK, 4, (0, 0), look)):
+        for look in ("used", "change"):
+            found = show(look)
+            assert found.images[0].any() and not found.images[1:].any()
+            assert all(text.startswith("not recorded at this step") for text in found.captions[1:])
+
+
 def test_without_maps_words_and_places_show_nothing():
     for found in (views.words({}, BLOCK, 4, 1), views.point({}, BLOCK, 4, (0.5, 0.5))):
-        assert len(found.images) == 4 and not found.images.any() and found.captions == ["not recorded"] * 4
+        assert len(found.images) == 4 and not found.images.any() and found.captions == ["not recorded at this step"] * 4
         assert found.sentence == "Attention was not recorded in this part of the network."
 
 

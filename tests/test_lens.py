@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastviz import lens, run, trace
+from fastviz import lens, models, run, trace
 from fastviz.methods.attention_reuse import attention_map
 from fastviz.patch import replaced, transformer_blocks
 from fastviz.request import Request, parse_stack
@@ -91,7 +91,7 @@ def test_a_whole_grid_is_known_as_one_whatever_was_merged_for_the_other_attentio
         context = Context(1, grid=(4, 8), trace=Trace())
         context.seen, context.step = seen, 0
         with torch.no_grad():
-            lens.Watching("block", (4, 8), context, 3).record(block.attn1, "attn1", x, None)
+            lens.Watching("block", (4, 8), context, 3, 1).record(block.attn1, "attn1", x, None)
         (value,), = (channel.values() for channel in context.trace.channels.values())
         found.append(value)
     assert np.array_equal(*found) and np.ptp(found[0])
@@ -141,9 +141,31 @@ def test_the_last_estimate_is_nearly_the_picture_and_the_first_is_not(tiny_pipe)
 
 
 def test_maps_leave_room_for_the_rest(tiny_pipe):
-    small = Trace(budget=200_000)
+    blocks = transformer_blocks(tiny_pipe.unet, (16, 16))
+    small = Trace(next(budget for budget in range(0, 10 ** 8, 10 ** 4) if lens.room_for(blocks, TOKENS, 4, budget) == 2))
     run.generate(tiny_pipe, REQUEST, parse_stack("full"), 4, trace=small)
-    assert small.dropped["attention.self"] and len(small.channels["estimate"]) == 4 and "estimate" not in small.dropped
+    assert len({step for step, _ in small.channels["attention.self"]}) == 2 and not small.dropped
+    assert len(small.channels["estimate"]) == 4
+
+
+def test_where_all_steps_fit_all_are_recorded_and_else_the_reused_ones_with_what_they_used():
+    late, alternate = ({(step, "self") for step in steps} for steps in (range(25, 50), range(1, 50, 2)))
+    assert lens.moments(50, 50, late) == lens.moments(50, 99) == set(range(50))
+    assert lens.moments(50, 0) == set() and lens.moments(50, 1) == {0} and lens.moments(4, 1, {(1, "cross")}) == {0}
+    even = sorted(lens.moments(50, 13))
+    assert len(even) == 13 and max(b - a for a, b in zip(even, even[1:])) <= 8
+    found = lens.moments(50, 20, late)
+    assert len(found) == 20 and 24 in found and len(found & set(range(25, 50))) == 19
+    found = lens.moments(50, 20, alternate)
+    assert len(found) == 20 and all(step - 1 in found for step in found if step % 2) and max(found) > 40 and min(found) < 2
+
+
+def test_maps_of_stickers_are_recorded_at_every_step_of_fifty():
+    pipe, tokens = models.load("stickers"), 8
+    blocks = transformer_blocks(pipe.unet, (32, 32))
+    assert lens.room_for(blocks, tokens, 50, Trace().budget) >= 50
+    planned = 50 * (sum(16 ** 4 for _ in blocks) + sum(tokens * 2 * h * w for _, _, (h, w) in blocks))
+    assert planned < lens.SHARE * Trace().budget
 
 
 def test_what_belongs_to_a_block_is_read_alone(tiny_pipe, tmp_path):

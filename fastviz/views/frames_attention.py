@@ -62,26 +62,27 @@ def latest(cells, steps):
 
 
 def looked(cells, found, steps, look):
-    """{step: (h, w) values} of a look: the map recorded last, the one used in its place, or that one minus this one.
-    cells: {recorded step: map}; found: {step: age of what was used}."""
-    at, shown = latest(cells, steps), {}
-    for step, made in at.items():
-        old = at.get(step - int(found.get(step, 0)), made)
-        now, used = (cells[each].astype(np.float32) for each in (made, old))
-        shown[step] = {"now": now, "used": used, "change": used - now}[look]
-    return shown
+    """{step: (h, w) values} of a look: the map recorded last, the one that was used, or that one minus the one that would be
+    computed. cells: {recorded step: map}; found: {step: age of what was used}. Nothing stands in for a map that was not
+    recorded, unless it is shown as what was recorded last."""
+    maps = {step: map.astype(np.float32) for step, map in cells.items()}
+    if look == "now":
+        return {step: maps[made] for step, made in latest(cells, steps).items()}
+    source = {step: step - int(found.get(step, 0)) for step in range(steps)}
+    if look == "used":
+        return {step: maps[j] for step, j in source.items() if j in maps}
+    return {step: maps[j] - maps[step] for step, j in source.items() if j in maps and step in maps}
 
 
-def spread(drawn, cells, steps, legend, sentence, told, found, look):
-    """Frames of maps of which a recorded one stays until the next. drawn: a picture per step of `latest`; told:
-    {recorded step: caption}; found: see looked."""
-    at = latest(cells, steps)
-    captions = dict.fromkeys(range(steps), "not recorded")
-    captions |= {step: p.aged(told[made], step, made, "recorded") for step, made in at.items()}
-    if look != "now":
-        captions |= {step: used(step, int(found.get(step, 0))) for step in at}
+def spread(drawn, values, cells, steps, legend, sentence, told, found, look):
+    """Frames of `drawn`, a picture of each of `values`, see looked. told: {recorded step: caption}."""
+    captions = dict.fromkeys(range(steps), "not recorded at this step")
+    if look == "now":
+        captions |= {step: p.aged(told[made], step, made, "recorded") for step, made in latest(cells, steps).items()}
+    else:
+        captions |= {step: used(step, int(found.get(step, 0))) for step in values}
     sentence = sentence if cells else "Attention was not recorded in this part of the network."
-    return p.framed(drawn, at, steps, legend, sentence, captions)
+    return p.framed(drawn, values, steps, legend, sentence, captions)
 
 
 def painted(values, highest, look):
@@ -113,14 +114,14 @@ def words(channels, layer, steps, token, look="now"):
     look: one of LOOKS."""
     cells = {step: maps[token] for step, maps in p.recorded(channels, "attention.cross", layer, ".attn2").items()}
     found = p.recorded(channels, "attention_reuse.age", layer, ".attn2")
-    values = p.stacked(looked(cells, found, steps, look)).astype(np.float32)
+    values = looked(cells, found, steps, look)
     highest = max(float(p.stacked(cells).astype(np.float32).max()), 1e-6)
     legend = p.scale("none", *(f"{percent(share)} of a square's attention" for share in (highest / 2, highest)))
     sentence = "Bright squares (tokens) look at this word most while the network decides what to draw there."
     if look == "change":
         legend, sentence = told_change(), "Coloured squares (tokens) were drawn with attention to this word that is out of date."
     told = {step: f"at most {percent(float(each.max()))}" for step, each in cells.items()}
-    return spread(painted(values, highest, look), cells, steps, legend, sentence, told, found, look)
+    return spread(painted(p.stacked(values), highest, look), values, cells, steps, legend, sentence, told, found, look)
 
 
 def point(channels, layer, steps, place, look="now"):
@@ -130,13 +131,14 @@ def point(channels, layer, steps, place, look="now"):
     size = next(iter(maps.values())).shape[:2] if maps else (1, 1)
     at = cell(place, size)
     cells = {step: each[at] for step, each in maps.items()}
-    drawn = painted(p.stacked(looked(cells, found, steps, look)).astype(np.float32), 255, look)
+    values = looked(cells, found, steps, look)
+    drawn = painted(p.stacked(values), 255, look)
     frame(drawn, at, size)
     legend = told_change() if look == "change" else p.scale("hardly looked at", "a quarter of the most", "looked at most")
     sentence = ("From the framed place, coloured squares (tokens) are looked at too much or too little, because its attention "
                 "is out of date." if look == "change" else
                 "The framed place looks at the bright squares (tokens) while the network decides what to draw there.")
-    shown = spread(drawn, cells, steps, [*legend, ("#ffffff", "frame: the place that looks")], sentence,
+    shown = spread(drawn, values, cells, steps, [*legend, ("#ffffff", "frame: the place that looks")], sentence,
                    dict.fromkeys(cells, "attention"), found, look)
     fates = fate(channels, layer, steps, place)
     return replace(shown, captions=["; ".join(filter(None, pair)) for pair in zip(shown.captions, fates)])
