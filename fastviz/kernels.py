@@ -1,7 +1,8 @@
 """Kernels for CUDA where torch would take several, or would write an attention map to memory. Triton is optional.
 
 Each has the same name and arguments as the torch function below it, which is its reference and what every other device
-runs. Sums are made in float32 and in a fixed order, without atomics: the same input gives the same bits.
+runs. Sums are made in float32 and in a fixed order, without atomics: the same input gives the same bits. Spreading merged
+tokens again has no kernel here: torch takes one gather for it.
 """
 
 import os
@@ -17,6 +18,7 @@ except ImportError:
 
 COMPILER = os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang")))  # Triton builds its launcher with one
 TYPES = (torch.float16, torch.bfloat16, torch.float32)
+ENOUGH = 264  # programs that keep a large GPU busy: two for each of an H100's multiprocessors
 
 
 def here(x):
@@ -49,19 +51,11 @@ def merge(x, members, starts):
     return found.unflatten(0, (len(x), -1))
 
 
-def unmerge(y, flat):
-    """Each token gets what its merged token got: y (B, G, C); flat (B * N,): row of each token among those of the whole
-    batch. -> (B, N, C)"""
-    if here(y):
-        return launched_unmerge(y, flat)
-    return y.flatten(0, 1).index_select(0, flat).unflatten(0, (len(y), -1))
-
-
 def apply(weights, v):
     """A V of all heads, side by side as the next projection reads them: weights (B, H, N, M), v (B, M, H * d) as the
-    projection of the values writes them -> (B, N, H * d). torch copies both to change their layout, which for heads of 64
-    adds 4 * 64 / M to what is read and written: a quarter for 1024 keys."""
-    if here(v):
+    projection of the values writes them -> (B, N, H * d). torch copies the values and the result to change their layout; in
+    single precision it is the faster one all the same."""
+    if here(v) and v.dtype != torch.float32:
         return launched_apply(weights, v)
     return (weights @ v.unflatten(2, (weights.shape[1], -1)).transpose(1, 2)).transpose(1, 2).flatten(2)
 
@@ -98,18 +92,16 @@ def launched_merge(x, members, starts):
     return out
 
 
-def launched_unmerge(y, flat):
-    c, tokens = y.shape[2], len(flat)
-    out, wide = y.new_empty(len(y), tokens // len(y), c), min(128, triton.next_power_of_2(c))
-    unmerge_kernel[triton.cdiv(tokens, 32), triton.cdiv(c, wide)](y.contiguous(), flat, out, tokens, c, 32, wide)
-    return out
-
-
 def launched_apply(weights, v):
-    b, h, n, m = weights.shape
-    d, (rows, keys, wide) = v.shape[2] // h, tile(v.shape[2] // h)
-    out = v.new_empty(b, n, h * d)
-    apply_kernel[triton.cdiv(n, rows), h, b](weights.contiguous(), v.contiguous(), out, n, m, d, rows, keys, wide)
+    (b, h, n, m), width = weights.shape, v.shape[2]
+    out, d = v.new_empty(b, n, width), width // h
+    (rows, keys, wide), warps = tile(d), 4
+    if wide <= 64 and b * h * triton.cdiv(n, 128) >= ENOUGH:  # the values are read once for each block of rows
+        rows, warps = 128, 8
+    elif wide > 128:
+        rows, warps = 64, 8
+    apply_kernel[triton.cdiv(n, rows), h, b](weights.contiguous(), v.contiguous(), out, n, m, width, d, rows, keys, wide,
+                                             num_warps=warps)
     return out
 
 
@@ -117,7 +109,7 @@ def launched_apply(weights, v):
 
 if triton is not None:
     @triton.jit
-    def row_lse_kernel(Q, K, LSE, n, m, d, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr):
+    def row_lse_kernel(Q, K, LSE, n, m, d: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr):
         head, row, x = tl.program_id(1).to(tl.int64), tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDE)
         q = tl.load(Q + head * n * d + row[:, None] * d + x[None, :], mask=(row[:, None] < n) & (x[None, :] < d), other=0.0)
         most, total = tl.full([ROWS], float("-inf"), tl.float32), tl.zeros([ROWS], tl.float32)
@@ -131,7 +123,8 @@ if triton is not None:
         tl.store(LSE + head * n + row, most + tl.log(total), mask=row < n)
 
     @triton.jit
-    def column_sums_kernel(Q, K, LSE, S, SUMS, n, m, d, length, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr):
+    def column_sums_kernel(Q, K, LSE, S, SUMS, n, m, d: tl.constexpr, length, ROWS: tl.constexpr, KEYS: tl.constexpr,
+                           WIDE: tl.constexpr):
         strip, head, x = tl.program_id(1), tl.program_id(2).to(tl.int64), tl.arange(0, WIDE)
         key = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
         k = tl.load(K + head * m * d + key[None, :] * d + x[:, None], mask=(key[None, :] < m) & (x[:, None] < d), other=0.0)
@@ -157,22 +150,16 @@ if triton is not None:
         tl.store(OUT + group * c + x, total / (end - begin), mask=x < c)
 
     @triton.jit
-    def unmerge_kernel(Y, FLAT, OUT, tokens, c, ROWS: tl.constexpr, WIDE: tl.constexpr):
-        token, x = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * WIDE + tl.arange(0, WIDE)
-        row, inside = tl.load(FLAT + token, mask=token < tokens, other=0), (token[:, None] < tokens) & (x[None, :] < c)
-        tl.store(OUT + token[:, None] * c + x[None, :], tl.load(Y + row[:, None] * c + x[None, :], mask=inside), mask=inside)
-
-    @triton.jit
-    def apply_kernel(A, V, OUT, n, m, d, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr):
+    def apply_kernel(A, V, OUT, n, m, width, d: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr):
         h, head, b = tl.num_programs(1), tl.program_id(1), tl.program_id(2).to(tl.int64)
-        row, x = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDE)
+        row, x = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64), tl.arange(0, WIDE)
         A += (b * h + head) * n * m
-        V += b * m * h * d + head * d
+        V += b * m * width + head * d
         total = tl.zeros([ROWS, WIDE], tl.float32)
         for start in range(0, m, KEYS):
             key = start + tl.arange(0, KEYS)
             a = tl.load(A + row[:, None] * m + key[None, :], mask=(row[:, None] < n) & (key[None, :] < m), other=0.0)
-            v = tl.load(V + key[:, None] * h * d + x[None, :], mask=(key[:, None] < m) & (x[None, :] < d), other=0.0)
+            v = tl.load(V + key[:, None] * width + x[None, :], mask=(key[:, None] < m) & (x[None, :] < d), other=0.0)
             total += tl.dot(a, v, input_precision="ieee")
-        place = (b * n + row[:, None]) * h * d + head * d + x[None, :]
+        place = (b * n + row[:, None]) * width + head * d + x[None, :]
         tl.store(OUT + place, total, mask=(row[:, None] < n) & (x[None, :] < d))

@@ -83,9 +83,12 @@ def test_networks_of_the_real_sizes_run_on_a_gpu(name):
     unet = networks.unet_of(config, device, torch.half)
     told = networks.inputs(config, config["sample_size"], 2, device, torch.half)
     assert lanes.predict(unet, told).isfinite().all()
-    cell, grid = Cell(name, 8 * config["sample_size"], "tome", 2), (config["sample_size"],) * 2
-    assert lanes.seconds(unet, cell, told, grid, device) > 0
-    assert lanes.profile(unet, cell, told, grid, device)[0]["kernels"][0]["milliseconds"] > 0
+    grid = (config["sample_size"],) * 2
+    for how in ("eager", "expert"):
+        cell = Cell(name, 8 * config["sample_size"], "tome", 2, how=how)
+        with lanes.prepared(unet, cell, "inductor"):
+            assert lanes.seconds(unet, cell, told, grid, device) > 0
+            assert lanes.profile(unet, cell, told, grid, device)[0]["kernels"][0]["milliseconds"] > 0
 
 
 def test_goals_are_ratios_of_measured_cells():
@@ -94,28 +97,30 @@ def test_goals_are_ratios_of_measured_cells():
     assert all(cell in asked for goal in goals for cell in (goal.above, goal.below) if cell)
     first, goal = goals[0], goals[2]
     known = {goal.above.key: {"seconds": 6.0, "images_per_second": 1 / 6}, goal.below.key: {"seconds": 4.0}}
-    assert goal.value(known) == 1.5 and first.value(known) is None and gpu.missed(known) == [goal]
+    assert goal.value(known) == 1.5 and first.value(known) is None and [each for each in goals if each.missed(known)] == [goal]
     known[first.above.key] = {"seconds": 0.01, "images_per_second": 100.0}
     known[goal.below.key]["seconds"] = 3.0
-    assert first.value(known) == 100 and not gpu.missed(known)
+    assert first.value(known) == 100 and not any(each.missed(known) for each in goals)
 
 
 def test_a_missed_goal_is_profiled_once(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(lanes, "TIMED", 1)
-    goals = [gpu.Goal("reached", 0, CELLS[0]), gpu.Goal("fast", 1e9, CELLS[2], CELLS[3]), gpu.Goal("lean", 1e9, CELLS[0])]
+    monkeypatch.setattr(gpu.Peak, "bytes", lambda self: 1000)  # not known on a processor
+    goals = [gpu.Goal("reached", 0, CELLS[0]), gpu.Goal("fast", 1e9, CELLS[2], CELLS[3]),
+             gpu.Goal("lean", 1e9, CELLS[2], CELLS[0], "peak")]
     monkeypatch.setattr(gpu, "goals", lambda: goals)
     cells = [CELLS[0], CELLS[2], CELLS[3]]
     lines, told, _ = run(tmp_path, capsys, cells=cells)
     assert told["goals"]["reached"]["value"] > 0 and told["goals"]["fast"]["least"] == 1e9
     missed = [line for line in lines if line.startswith("  missed: ")]
-    assert len(missed) == 2 and "% aten::" in missed[0]
+    assert len(missed) == 2 and "% aten::" in missed[0] and "MiB" in missed[1]
     kept = json.loads((tmp_path / "cells.json").read_text())["profiles"]
     assert set(kept) == {cells[0].key, cells[2].key} and all("error" not in profile for profile in kept.values())
     steps = kept[cells[2].key]["steps"]
     assert sum(step["often"] for step in steps) == 50 and len(steps) > 1
     for step in steps:
         assert 0 < sum(row["share"] for row in step["kernels"]) <= 1.000001 and step["kernels"][0]["calls"] > 0
-        assert step["milliseconds"] >= sum(row["milliseconds"] for row in step["kernels"]) * 0.999
+        assert step["milliseconds"] > 0 and step["busy"] >= sum(row["milliseconds"] for row in step["kernels"]) * 0.999
         assert step["allocations"][0]["megabytes"] > 0
     asked = []
 
@@ -126,9 +131,11 @@ def test_a_missed_goal_is_profiled_once(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(gpu, "profiled", lost)
     run(tmp_path, capsys, cells=cells)
     assert not asked
-    goals.append(gpu.Goal("more", 1e9, CELLS[4]))
-    _, told, _ = run(tmp_path, capsys, cells=[*cells, CELLS[4], CELLS[6]])
-    assert asked == [CELLS[4]] and told["left"] == 1
+    goals += [gpu.Goal("more", 1e9, CELLS[4]), gpu.Goal("most", 1e9, CELLS[6])]
+    run(tmp_path, capsys, cells=[*cells, CELLS[4], CELLS[6]])
+    assert asked == [CELLS[4]]
+    run(tmp_path, capsys, "--again", cells=cells)
+    assert asked == [CELLS[4]] * 2
 
 
 def test_each_kind_of_step_counts_as_often_as_it_occurs(monkeypatch):

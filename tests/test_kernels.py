@@ -48,18 +48,11 @@ def test_merging_equals_torchs(size, c, ratio, dtype):
     torch.testing.assert_close(found.float(), tome.merge(x.double(), members, starts).float(), rtol=TYPES[dtype], atol=TYPES[dtype])
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("batch, merged, n, c", ((2, 13, 35, 40), (1, 40, 64, 33), (3, 9, 16, 600)))
-def test_spreading_merged_tokens_equals_torchs(batch, merged, n, c, dtype):
-    y = drawn(batch, merged, c, dtype=dtype)
-    flat = torch.randint(batch * merged, (batch * n,), generator=torch.Generator().manual_seed(1)).to(DEVICE)
-    found = kernels.launched_unmerge(y, flat)
-    assert found.dtype == dtype and torch.equal(found, y.flatten(0, 1)[flat].view(batch, n, c))
-
-
 @pytest.mark.parametrize("dtype", PRODUCTS)
 @pytest.mark.parametrize("heads, n, m, d", ((2, 35, 77, 40), (4, 64, 64, 64), (1, 130, 9, 80), (3, 66, 70, 160)))
-def test_a_kept_map_applied_equals_torchs(heads, n, m, d, dtype):
+@pytest.mark.parametrize("enough", (1, 10 ** 6))
+def test_a_kept_map_applied_equals_torchs(heads, n, m, d, enough, dtype, monkeypatch):
+    monkeypatch.setattr(kernels, "ENOUGH", enough)
     weights = drawn(2, heads, n, m).softmax(-1).to(dtype)
     v = drawn(2, m, heads * d, dtype=dtype, seed=1)
     found = kernels.launched_apply(weights, v)
@@ -78,6 +71,15 @@ def test_a_graph_made_of_the_kernels_ranks_and_finds_as_the_map_does(monkeypatch
     torch.testing.assert_close(gwpr.rank(graph, 3, 0.0, 8), gwpr.rank(held, 3, 0.0, 8))
     torch.testing.assert_close(graph.similarity(rows, columns), held.similarity(rows, columns))
     assert type(gwpr.graph_of(q, k, "fused", "cpu")) is gwpr.Fused
+
+
+def test_torch_applies_maps_in_single_precision(monkeypatch):
+    ran = []
+    monkeypatch.setattr(kernels, "here", lambda x: True)
+    monkeypatch.setattr(kernels, "launched_apply", lambda weights, v: ran.append(v.dtype))
+    for dtype in (torch.float32, torch.float16):
+        kernels.apply(drawn(1, 2, 4, 4, dtype=dtype), drawn(1, 4, 8, dtype=dtype))
+    assert ran == [torch.float16]
 
 
 def test_without_a_compiler_torch_does_their_work(monkeypatch):

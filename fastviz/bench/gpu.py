@@ -28,6 +28,7 @@ from . import lanes, networks
 
 LARGEST = 64  # pictures in the largest batch that is tried
 SAME = ("device", "dtype", "torch", "diffusers")  # of the environments of cells that may be compared
+PROFILING = 120  # seconds after which no profile is begun
 FILL = 0.8  # of the free memory that the largest batch is meant to take
 
 
@@ -93,9 +94,14 @@ class Goal:
     figure: str = "seconds"
 
     @property
-    def asked(self):
+    def ours(self):
         """The cell that is to be fast or small."""
         return self.below or self.above
+
+    def missed(self, known):
+        """Whether it was measured and not reached."""
+        value = self.value(known)
+        return value is not None and value < self.least
 
     def value(self, known):
         """None where it was not measured."""
@@ -141,33 +147,33 @@ def batch_of(cell, known, device):
     return 1 << max(0, min(LARGEST, int(room)).bit_length() - 1)
 
 
-@torch.no_grad()
 @contextmanager
 def ready(cell, known, device, configs, backend, decoder):
-    """The network as the cell asks for it, how many pictures, and the further arguments of `lanes.seconds`."""
+    """The network as the cell asks for it, its input for a batch and how many pictures that is, and the further arguments of
+    `lanes.seconds`."""
     config, dtype, free = configs[cell.network], models.precision(device), not cell.steps == 1
     unet, batch, side = networks.unet_of(config, device, dtype), batch_of(cell, known, device), cell.size // 8
     told = networks.inputs(config, side, batch * (1 + free), device, dtype)  # guided runs take a pair
     tiny = None if free else networks.decoder_of(device, dtype, **decoder)
-    with lanes.prepared(unet, cell, backend):
-        yield unet, batch, (cell, told, (side, side), device, tiny)
+    with torch.no_grad(), lanes.prepared(unet, cell, backend):
+        yield unet, told, batch, ((side, side), device, tiny)
 
 
 def measured(cell, known, device, configs, backend, decoder):
     """What is recorded of a cell: {"seconds", "images_per_second", "batch", "peak", "flops" of the network}. Raises what went
     wrong."""
-    with ready(cell, known, device, configs, backend, decoder) as (unet, batch, others):
-        flops = lanes.flops(configs[cell.network], cell.lane, cell.steps, cell.size // 8, len(others[1]["sample"]), device)
+    with ready(cell, known, device, configs, backend, decoder) as (unet, told, batch, others):
+        flops = lanes.flops(configs[cell.network], cell.lane, cell.steps, cell.size // 8, len(told["sample"]), device)
         memory = Peak(device)
-        seconds = lanes.seconds(unet, *others)
+        seconds = lanes.seconds(unet, cell, told, *others)
         peak = memory.bytes()
     return {"seconds": seconds, "images_per_second": batch / seconds, "batch": batch, "peak": peak, "flops": flops}
 
 
 def profiled(cell, *told):
     """What is recorded of a cell that misses a goal: {"steps": its `lanes.profile`}."""
-    with ready(cell, *told) as (unet, _, others):
-        return {"steps": lanes.profile(unet, *others)}
+    with ready(cell, *told) as (unet, told, _, others):
+        return {"steps": lanes.profile(unet, cell, told, *others)}
 
 
 def attempt(work, *told):
@@ -189,18 +195,16 @@ def attempt(work, *told):
 
 # What comes out
 
-def missed(known):
-    """Goals that were measured and not reached."""
-    return [goal for goal in goals() if (value := goal.value(known)) is not None and value < goal.least]
-
-
-def told_of(profile):
-    """What a profile says, in one line."""
+def told_of(goal, profile):
+    """What a profile says of a missed goal, in one line."""
     if "error" in profile:
         return profile["error"]
     step = max(profile["steps"], key=lambda step: step["often"] * step["milliseconds"])
-    most = "; ".join(f"{row['share']:.0%} {row['name'][:60]}" for row in step["kernels"][:4])
-    return f"step {step['step']} (x{step['often']}) {step['milliseconds']:.1f} ms: {most}"
+    if goal.figure == "peak":
+        most = "; ".join(f"{row['megabytes']:.0f} MiB {row['name'][:60]}" for row in step["allocations"][:4])
+    else:
+        most = "; ".join(f"{row['share']:.0%} {row['name'][:60]}" for row in step["kernels"][:4])
+    return f"{step['often']} x step {step['step']}, {step['milliseconds']:.1f} ms, of which {step['busy']:.1f} in kernels: {most}"
 
 
 def write(folder, told):
@@ -255,7 +259,7 @@ def main(argv=None, asked=None, configs=networks.CONFIGS, backend="inductor", de
     decoder, if not the published ones."""
     parser = argparse.ArgumentParser(prog="python -m fastviz bench gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, help="folder; the same one goes on where an earlier call stopped")
-    parser.add_argument("--minutes", type=float, default=8, help="no cell is begun after so many")
+    parser.add_argument("--minutes", type=float, default=8, help="no cell is begun after so many; profiles take two more")
     parser.add_argument("--again", action="store_true", help="tries cells once more that failed")
     args = parser.parse_args(argv)
     check_number("minutes", "--minutes", args.minutes, 0, 10_000, float)
@@ -265,41 +269,37 @@ def main(argv=None, asked=None, configs=networks.CONFIGS, backend="inductor", de
     todo = [cell for cell in asked if cell.key not in known or args.again and "error" in known[cell.key]]
     given = device, configs, backend, decoder or {}
 
-    def over():
-        return time.monotonic() - begun > 60 * args.minutes
-
     def keep(kept, cell, found):
         kept[cell.key] = found
         write(folder, {"bench": "gpu", "environment": machine, "cells": known, "profiles": profiles})
 
-    def explain():
-        """Profiles what misses a goal and has no profile yet; whether the device is still there."""
-        for goal in missed(known):
-            if goal.asked.key not in profiles and not over():
-                keep(profiles, goal.asked, attempt(profiled, goal.asked, known, *given))
-                if "lost" in profiles[goal.asked.key]:
-                    return False
-        return True
+    def tried(work, kept, cell, about):
+        """Whether the device is still there."""
+        keep(kept, cell, about | {"error": "It was begun and did not end."})  # what stays if the process is ended meanwhile
+        keep(kept, cell, about | attempt(work, cell, known, *given))
+        return "lost" not in kept[cell.key]  # nothing in this process can use a lost device again
 
-    for cell in todo if explain() else ():
-        if over():
+    there = True
+    for cell in todo:
+        if not there or time.monotonic() - begun > 60 * args.minutes:
             break
-        row = asdict(cell) | {"asked": cell.batch}
-        keep(known, cell, row | {"error": "It was begun and did not end."})  # what stays if the process is ended meanwhile
-        told = attempt(measured, cell, known, *given)
-        keep(known, cell, row | told)
+        there = tried(measured, known, cell, asdict(cell) | {"asked": cell.batch})
+        told = known[cell.key]
         says = told.get("error") or "{seconds:.3f} s, {images_per_second:.3f} images/s".format(**told)
         print(f"{cell.key}: {says}", flush=True)
-        if "lost" in told or not explain():  # nothing in this process can use a lost device again
-            break
+    missed, finished = [goal for goal in goals() if goal.missed(known)], time.monotonic()
+    for goal in missed:  # after all timing: a profiler that was once there makes later calls slower
+        done = goal.ours.key in profiles and not (args.again and "error" in profiles[goal.ours.key])
+        if there and not done and args.minutes and time.monotonic() - finished < PROFILING:
+            there = tried(profiled, profiles, goal.ours, {})
     left = sum(cell.key not in known for cell in asked)
     figure(known, folder / "cells.png")
     print()
     for goal in goals():
         value = goal.value(known)
         print(f"{goal.what}: " + ("not measured" if value is None else f"{value:.2f}") + f" (goal {goal.least:g})")
-        if goal in missed(known) and goal.asked.key in profiles:
-            print("  missed: " + told_of(profiles[goal.asked.key]))
+        if goal in missed and goal.ours.key in profiles:
+            print("  missed: " + told_of(goal, profiles[goal.ours.key]))
     if left:
         print(f"\n{left} of {len(asked)} cells are left: the same command goes on.")
     values = {goal.what: {"value": goal.value(known), "least": goal.least} for goal in goals()}

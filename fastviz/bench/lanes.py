@@ -1,7 +1,8 @@
 """The ways to run a network that the GPU benchmark times: our stacks, peers, and the expert's settings."""
 
+import os
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -86,7 +87,7 @@ def ours(unet, told, text, steps, grid, device, graphs):
             clock.mark()
             begun, = clock.spans()
             call = partial(predict, unet, told)
-            yield str(label), often, begun, recorded(call, device) if graphs else call
+            yield ", ".join(map(str, label[0])), often, begun, recorded(call, device) if graphs else call
 
 
 @torch.no_grad()
@@ -218,32 +219,45 @@ def seconds(unet, cell, told, grid, device, decoder=None):
     """Seconds of all network calls of one run of the cell's steps, for the whole batch."""
     if cell.lane in PEERS:
         return peer(unet, told, cell.lane, cell.steps, grid, device)
-    return sum(often * (begun + seconds_of(call, device))
-               for _, often, begun, call in calls(unet, cell, told, grid, device, decoder))
+    total = 0.0
+    with closing(calls(unet, cell, told, grid, device, decoder)) as steps:
+        for _, often, begun, call in steps:
+            total += often * (begun + seconds_of(call, device))
+            del call  # its graph's memory, before the next one is recorded
+    return total
 
 
 def profile(unet, cell, told, grid, device, decoder=None):
-    """Where a run of the cell spends its time and memory, for each kind of step: {"step", "often", "milliseconds" of one,
-    "kernels": [{"name", "calls", "milliseconds", "share"}], "allocations": [{"name", "megabytes"}]}, the TOP largest.
-    On a CPU the kernels are torch's operations. A recorded graph allocates nothing."""
+    """Where a run of the cell spends its time and memory, for each kind of step: {"step", "often", "milliseconds" of one that
+    is not watched, "busy" of them with kernels while it is, "kernels": [{"name", "calls", "milliseconds", "share"}],
+    "allocations": [{"name", "megabytes" more than it gave back}]}, the TOP largest. On a CPU the kernels are torch's
+    operations. A recorded graph allocates nothing. RuntimeError where the profiler saw no kernel."""
+    found = []
+    with closing(calls(unet, cell, told, grid, device, decoder)) as steps:
+        for step, often, _, call in steps:
+            plain = seconds_of(call, device, 1)
+            found.append({"step": step, "often": often, "milliseconds": 1000 * plain, **watched(call, device)})
+            del call
+    return found
+
+
+def watched(call, device):
+    """What a profiler sees of one call, see profile."""
     from torch.autograd import DeviceType
 
-    found = []
-    for step, often, _, call in calls(unet, cell, told, grid, device, decoder):
+    os.environ.setdefault("KINETO_LOG_LEVEL", "3")
+    cuda = device.type == "cuda"
+    with torch.profiler.profile(profile_memory=True) as seen:
         call()
-        with torch.profiler.profile(profile_memory=True) as seen:
-            call()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-        rows, cuda = seen.key_averages(), device.type == "cuda"
-        times = sorted(((row.self_device_time_total if cuda else row.self_cpu_time_total, row) for row in rows
-                        if (row.device_type == DeviceType.CUDA) == cuda), key=lambda pair: -pair[0])
-        total = sum(time for time, _ in times)
-        memory = sorted(((row.self_device_memory_usage if cuda else row.self_cpu_memory_usage, row.key) for row in rows),
-                        reverse=True)
-        found.append({
-            "step": step, "often": often, "milliseconds": total / 1000,
-            "kernels": [{"name": row.key[:120], "calls": row.count, "milliseconds": time / 1000, "share": time / total}
+        if cuda:
+            torch.cuda.synchronize()
+    rows = [row for row in seen.key_averages() if not row.is_user_annotation]
+    times = sorted(((row.self_device_time_total if cuda else row.self_cpu_time_total, row) for row in rows
+                    if (row.device_type == DeviceType.CUDA) == cuda), key=lambda pair: -pair[0])
+    if not (total := sum(time for time, _ in times)):
+        raise RuntimeError("The profiler saw no kernel: it needs leave to count on this machine.")
+    memory = sorted(((row.self_device_memory_usage if cuda else row.self_cpu_memory_usage, row.key) for row in rows), reverse=True)
+    return {"busy": total / 1000,
+            "kernels": [{"name": row.key[:400], "calls": row.count, "milliseconds": time / 1000, "share": time / total}
                         for time, row in times[:TOP] if time],
-            "allocations": [{"name": name, "megabytes": size / 2**20} for size, name in memory[:TOP] if size > 0]})
-    return found
+            "allocations": [{"name": name, "megabytes": size / 2**20} for size, name in memory[:TOP] if size > 0]}
