@@ -31,7 +31,9 @@ STAGES = {
     "evaluate-sketch": "14: figures and pictures of what it does, in training/",
 }
 TRAINING = {"autoencoder": (8, 1.5e-3), "decoder": (8, 1e-3), "reference": (8, 1e-3), "judge": (24, 2e-3),
-            "teacher": (24, 2e-3), "distil": (8, 4e-4), "student-decoder": (8, 1e-3), "warmup": (16, 2e-4), "score": (8, 2e-5), "sketch": (16, 2e-3)}  # batch and learning rate for a CPU
+            "teacher": (24, 2e-3), "distil": (8, 1e-3), "student-decoder": (8, 1e-3), "warmup": (16, 2e-4), "score": (8, 5e-5),
+            "sketch": (16, 2e-3)}  # batch and learning rate for a CPU
+DECAYING = ("teacher", "distil", "student-decoder", "warmup", "score")  # stages that may be trained in several sittings
 
 
 def main():
@@ -45,10 +47,11 @@ def main():
             stage.add_argument("--minutes", type=float, default=20, help="time budget")
             stage.add_argument("--batch", type=int, default=batch)
             stage.add_argument("--lr", type=float, default=rate)
+        if name in DECAYING:
+            stage.add_argument("--decay", type=float, default=0.25, help="last share of the time, in which the rate falls")
         if name == "teacher":
             stage.add_argument("--scenes", type=float, default=0.0, help="share of whole scenes among the batches; else windows")
             stage.add_argument("--fresh", type=float, default=2.0, help="new scenes painted and encoded per batch")
-            stage.add_argument("--decay", type=float, default=0.25, help="last share of the time, in which the rate falls")
             stage.add_argument("--anew", action="store_true", help="from random weights, where there is no checkpoint")
             stage.add_argument("--room", type=int, default=12_000, help="encoded scenes kept")
         if name in ("teacher", "progress", "keep", "export", "rebuild"):
@@ -62,7 +65,7 @@ def main():
         if name == "rebuild":
             stage.add_argument("parts", nargs="*", help=f"{', '.join(rebuild.STEPS)}; all by default")
         if name == "score":
-            stage.add_argument("--updates", type=int, default=2000, help="over which the mixture of the losses moves")
+            stage.add_argument("--updates", type=int, default=400, help="over which the mixture of the losses moves")
         if name == "evaluate-student":
             stage.add_argument("--count", type=int, default=32, help="prompts for each number of objects")
             stage.add_argument("--repeats", type=int, default=5, help="timed runs of teacher and student, by turns")

@@ -45,8 +45,24 @@ def feed(make, seed):
 
 
 def autocast():
-    """bfloat16 on a GPU and on a processor with instructions for it, where a step then takes two thirds of the time."""
-    return nullcontext() if PRECISION == torch.float32 else torch.autocast(DEVICE, PRECISION)
+    """bfloat16 on a GPU and on a processor with instructions for it, where a step then takes two thirds of the time. Nothing
+    that was cast is kept: a stage may change weights between two of its calls of one network."""
+    return nullcontext() if PRECISION == torch.float32 else torch.autocast(DEVICE, PRECISION, cache_enabled=False)
+
+
+def exact():
+    """Single precision inside `autocast`."""
+    return torch.autocast(DEVICE, enabled=False)
+
+
+def worth(minutes):
+    """Whether compiling pays for `minutes` of training."""
+    return CUDA or bool(minutes >= WORTH and shutil.which("g++"))
+
+
+def compiled(function, minutes):
+    """A function of networks and tensors, compiled where that pays: what is not called as a module."""
+    return torch.compile(function, dynamic=False) if worth(minutes) else function
 
 
 def quick(unet, minutes=0):
@@ -57,7 +73,7 @@ def quick(unet, minutes=0):
         torch.set_float32_matmul_precision("high")
     else:
         unet.set_attn_processor(AttnProcessor())
-    if CUDA or minutes >= WORTH and shutil.which("g++"):
+    if worth(minutes):
         unet.compile(dynamic=False)  # once for each shape: windows and scenes
     return unet
 

@@ -15,12 +15,12 @@ def run(args):
         if args.stage == "pairs":
             pairs.make(args.minutes, args.batch, args.steps, args.guidance, args.count)
         elif args.stage == "score":
-            score.fit(args.minutes, args.batch, args.lr, args.updates)
+            score.fit(args.minutes, args.batch, args.lr, args.updates, args.decay)
         elif args.stage == "export-student":
             print(f"exported the student after the stage {export.export()}")
         elif args.stage == "evaluate-student":
             evaluate.main(args.count, args.repeats)
         else:
-            {"distil": distil, "student-decoder": decoder, "warmup": warmup}[args.stage].fit(args.minutes, args.batch, args.lr)
+            {"distil": distil, "student-decoder": decoder, "warmup": warmup}[args.stage].fit(args.minutes, args.batch, args.lr, args.decay)
     except chain.NotYet as told:
         raise SystemExit(str(told)) from None

@@ -8,7 +8,7 @@ import random
 import torch
 
 from ... import fitted, models
-from .. import autoencoder, parts, teacher, world
+from .. import autoencoder, loop, parts, teacher, world
 from ..loop import DEVICE, checkpoint, quick, shipped
 from . import network
 
@@ -46,6 +46,14 @@ def committed_teacher(minutes=None):
 def alphas():
     """Cumulative alphas by timestep, on the training device."""
     return parts.scheduler().alphas_cumprod.to(DEVICE)
+
+
+def earlier(stage):
+    """Weights (the moving average) of the newest checkpoint of a stage that belongs to another teacher, of which this one may be
+    a further trained copy; None when there is none."""
+    own, found = f"{name(stage)}.pt", sorted(loop.WORK.glob(f"student-{stage}-*.pt"), key=lambda path: path.stat().st_mtime)
+    found = [path for path in found if path.name != own]
+    return torch.load(found[-1], map_location=DEVICE, weights_only=True)["average"] if found else None
 
 
 def student(guide, stage):

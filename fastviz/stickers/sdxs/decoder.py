@@ -22,11 +22,11 @@ def distance(out, target):
     return coarse + autoencoder.distance(out, target)
 
 
-def fit(minutes, batch, lr):
-    """Trains the decoder on latents of crops of scenes, or goes on from the checkpoint."""
+def fit(minutes, batch, lr, decay=0.25):
+    """Trains the decoder on latents of crops of scenes, or goes on from the checkpoint. decay: see loop.train."""
     seed = start_seed(chain.name("decoder"), 14)
-    vae = chain.decoder_teacher()
-    small = network.small_vae(vae).to(DEVICE)
+    vae = chain.decoder_teacher().to(memory_format=torch.channels_last)
+    small = network.small_vae(vae).to(DEVICE, memory_format=torch.channels_last)
 
     def loss(decoder, images):
         latents = autoencoder.settled(vae.encoder, images.to(DEVICE))[0]
@@ -40,7 +40,7 @@ def fit(minutes, batch, lr):
         return {"heldout_psnr": autoencoder.psnr(vae.encoder, decoder, 16), "teacher": autoencoder.psnr(vae.encoder, vae.decoder, 16)}
 
     return train(chain.name("decoder"), small.decoder, feed(partial(autoencoder.crops, batch=batch), seed), loss, minutes, lr,
-                 report=report, report_every=60)
+                 decay=decay, report=report, report_every=60)
 
 
 def trained():

@@ -2,7 +2,8 @@
 
 SDXS, arXiv 2403.16627, section on the U-Net, after BK-SDM, arXiv 2305.15798: squared error of the output and of the
 features after each stage that is left, no denoising loss. Each error is divided by the teacher's mean square, so that
-every stage counts alike whatever its scale.
+every stage counts alike whatever its scale. One step will be asked of the student where noise is highest: there the
+output's error counts more, as in the teacher's own loss, and timesteps are drawn more often. Scenes are real ones.
 """
 
 from functools import partial
@@ -10,34 +11,39 @@ from functools import partial
 import torch
 
 from .. import teacher
-from ..loop import feed, quick, start_seed, train
+from ..loop import compiled, feed, quick, start_seed, train
 from . import chain, network
 
 
-def relative(ours, theirs):
-    """Squared error over the mean square of `theirs`: 0 is equal, 1 is as good as nothing."""
+MOST = 8  # times that an error at the noisiest timestep counts
+
+
+def relative(ours, theirs, weight=1):
+    """Squared error, weighted by picture, over the mean square of `theirs`: 0 is equal, 1 is as good as nothing."""
     theirs = theirs.float()
-    return (ours.float() - theirs).pow(2).mean() / theirs.pow(2).mean()
+    return (weight * (ours.float() - theirs).pow(2).reshape(len(ours), -1).mean(1)).mean() / theirs.pow(2).mean()
 
 
-def distillation(ours, theirs):
-    """(output error, mean feature error) from what `network.inside` gives of student and teacher. The teacher's first up
-    stage and what it computes below the student's lowest stage have no counterpart."""
+def distillation(ours, theirs, weight=1):
+    """(output error, weighted by picture, mean feature error) from what `network.inside` gives of student and teacher. The
+    teacher's first up stage and what it computes below the student's lowest stage have no counterpart."""
     pairs = [*zip(ours[1], theirs[1]), *zip(ours[2], theirs[2][1:])]
-    return relative(ours[0], theirs[0]), sum(relative(*pair) for pair in pairs) / len(pairs)
+    return relative(ours[0], theirs[0], weight), sum(relative(*pair) for pair in pairs) / len(pairs)
 
 
-def loss_of(guide, alphas):
-    """loss(student, (latents, tokens)) for loop.train."""
+def loss_of(guide, alphas, inside=network.inside):
+    """loss(student, (latents, tokens)) for loop.train. inside: network.inside, or that compiled."""
+    weight = (0.3 * (1 - alphas) / alphas).sqrt().clamp(1, MOST)
+
     def loss(student, batch):
         latents, tokens = batch
         even = (torch.arange(len(latents), device=latents.device) + torch.rand(1, device=latents.device)) / len(latents)
-        t = (even * len(alphas)).long()
+        t = (even ** 0.6 * len(alphas)).long()
         noisy = network.noised(latents, torch.randn_like(latents), alphas[t]).contiguous(memory_format=torch.channels_last)
         text = chain.embedded(guide, tokens)
         with torch.no_grad():
-            wanted = network.inside(guide.unet, noisy, t, text)
-        output, features = distillation(network.inside(student, noisy, t, text), wanted)
+            wanted = inside(guide.unet, noisy, t, text)
+        output, features = distillation(inside(student, noisy, t, text), wanted, weight[t])
         return output + features, {"output": output, "features": features}
 
     return loss
@@ -52,9 +58,14 @@ def scenes(guide, encoder, size, fresh, room, seed):
     yield from teacher.stream(store, painted, 3 * size, 1.0, fresh, seed)  # it draws a third as many scenes as windows
 
 
-def fit(minutes, size, lr, fresh=2.0, room=12_000):
-    """Trains the student from the teacher's own blocks, or goes on from the checkpoint. fresh: new scenes per batch."""
+def fit(minutes, size, lr, decay=0.25, fresh=2.0, room=12_000):
+    """Goes on from the checkpoint; without one, from the student of an earlier teacher or else from this teacher's own blocks.
+    fresh: new scenes per batch; decay: see loop.train."""
     seed, guide = start_seed(chain.name("distil"), 11), chain.committed_teacher(minutes)
-    student = quick(network.student_of(guide.unet), minutes)
+    student = network.student_of(guide.unet)
+    if (earlier := chain.earlier("distil")) is not None:
+        student.load_state_dict(earlier)
+    student = quick(student, minutes)
     batches = scenes(guide, chain.decoder_teacher().encoder, size, fresh, room, seed)
-    return train(chain.name("distil"), student, batches, loss_of(guide, chain.alphas()), minutes, lr, report_every=60)
+    return train(chain.name("distil"), student, batches, loss_of(guide, chain.alphas(), compiled(network.inside, minutes)), minutes, lr,
+                 optimizers=teacher.optimizers(student, lr), decay=decay, report_every=60)

@@ -3,6 +3,7 @@
 Pictures are kept in training/, one folder for each row, so that an interrupted evaluation goes on where it was.
 """
 
+import hashlib
 import json
 from dataclasses import replace
 from statistics import mean, median
@@ -11,16 +12,20 @@ import torch
 from PIL import Image
 
 from ... import cost, metrics, run, views
+from ...compare import environment
 from ...methods import full
 from ...request import Request
 from .. import autoencoder, evaluate, loop, measures
 from ..loop import DEVICE, checkpoint
 from . import chain, decoder, export, network, stages
 
+RESULT = loop.SHIPPED.parent / "bench/student.json"
 FULL, FEW = 50, 25  # steps of the teacher
 SEEDS = 4  # pictures of one prompt, for diversity
+SPREAD = 24  # prompts for diversity
 SHOWN = 4  # prompts in the picture of rows
-FAR = 500_000  # seeds of the pictures for diversity begin here
+FIRST = {1: 0, 2: 100_000, None: 500_000}  # seeds of the pictures of one object, of two, and for diversity begin here
+BARS = {"recall lost": 0.05, "speed": 25, "diversity kept": 0.7, "parameters kept": 0.4}  # the first and the last at most
 
 
 def rows(guide):
@@ -33,7 +38,8 @@ def rows(guide):
     for stage, name in names.items():
         if saved := checkpoint(chain.name(stage)):
             pipe = ready(export.pipeline(guide, chain.student(guide, stage), small))
-            found[name] = f"{stage}-{saved['step']}", pipe, 1, 1.0
+            steps = f"{saved['step']}-{checkpoint(chain.name('decoder'))['step']}"
+            found[name] = f"{stage}-{steps}", pipe, 1, 1.0
     return found
 
 
@@ -44,16 +50,21 @@ def ready(pipe):
     return pipe.to(DEVICE)
 
 
-def drawn(row, texts, first=0):
+def path_of(row, text, seed):
+    name = hashlib.sha256(f"{seed} {text}".encode()).hexdigest()[:16]
+    return loop.WORK / f"student-drawn-{chain.digest()[:8]}" / row[0] / f"{name}.png"
+
+
+def drawn(row, texts, first):
     """Pictures of `texts`, from the noise of seeds first, first + 1, ...; those that are there are not drawn again."""
-    tag, pipe, steps, guidance = row
-    folder, found = loop.WORK / f"student-drawn-{chain.digest()[:8]}" / tag, []
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, text in enumerate(texts, first):
-        path = folder / f"{i}.png"
+    _, pipe, steps, guidance = row
+    found = []
+    for seed, text in enumerate(texts, first):
+        path = path_of(row, text, seed)
         if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".part")
-            evaluate.draw(pipe, [text], steps, guidance, side(pipe), seed=i)[0].save(part, "PNG")
+            evaluate.draw(pipe, [text], steps, guidance, side(pipe), seed=seed)[0].save(part, "PNG")
             part.replace(path)
         found.append(Image.open(path).convert("RGB"))
     return found
@@ -82,50 +93,63 @@ def work(row):
     return network.parameters(pipe.unet) + network.parameters(pipe.vae.decoder), flops
 
 
-def told(row, reference, scenes, count):
-    """The figures of one row. scenes: of one object, then of two; reference: the teacher's pictures of them."""
-    texts = [scene.caption for scene in scenes]
-    pictures = drawn(row, texts)
-    recall = measures.recall(scenes, pictures)[0]
-    distances = [metrics.lpips_score(a, b)[0] for a, b in zip(reference, pictures)]
-    spread = evaluate.prompts(max(2, count // 16), 60_000_011, None)
-    groups = [drawn(row, [scene.caption] * SEEDS, FAR + SEEDS * i) for i, scene in enumerate(spread)]
+def told(row, reference, scenes):
+    """The figures of one row. scenes: {number of objects: scenes}; reference: the row that is compared to."""
+    found = {}
+    for number, name in ((1, "one"), (2, "two")):
+        texts = [scene.caption for scene in scenes[number]]
+        pictures, theirs = (drawn(each, texts, FIRST[number]) for each in (row, reference))
+        recall = measures.recall(scenes[number], pictures)[0]
+        distances = [metrics.lpips_score(a, b)[0] for a, b in zip(theirs, pictures)]
+        found |= {name: recall["objects"], f"background, {name}": recall["background"], f"lpips, {name}": round(mean(distances), 4)}
+    spread = evaluate.prompts(SPREAD, 60_000_011, None)
+    groups = [drawn(row, [scene.caption] * SEEDS, FIRST[None] + SEEDS * i) for i, scene in enumerate(spread)]
     parameters, flops = work(row)
-    return {"parameters": parameters, "gflop": round(flops / 1e9, 1), "steps": row[2], "objects": recall["objects"],
-            "background": recall["background"], "lpips": round(mean(distances), 4), "diversity": round(measures.diversity(groups), 4)}
+    return {"parameters": parameters, "gflop": round(flops / 1e9, 1), "steps": row[2], **found,
+            "diversity": round(measures.diversity(groups), 4)}
+
+
+def accepted(teacher, student, ratio):
+    """{what: (value, bar, whether it is reached)} of the student. ratio: how many times as fast its whole pipeline is."""
+    lost = mean(teacher[name] - student[name] for name in ("one", "two"))
+    values = dict(zip(BARS, (lost, ratio, student["diversity"] / teacher["diversity"], student["parameters"] / teacher["parameters"])))
+    return {name: (round(value, 4), BARS[name], value <= BARS[name] if name in ("recall lost", "parameters kept") else value >= BARS[name])
+            for name, value in values.items()}
 
 
 def main(count, repeats):
-    """Prints a table of `count` held-out prompts with one object and as many with two, and one JSON line last; writes it and
-    the figures to training/. NotYet before the small decoder was trained."""
+    """Prints a table of `count` held-out prompts with one object and as many with two, what the student has to reach, and one
+    JSON line last, which is kept as assets/bench/student.json; figures go to training/. NotYet before the small decoder was
+    trained."""
     guide = chain.committed_teacher()
     ways = rows(guide)
-    scenes = [scene for number in (1, 2) for scene in evaluate.prompts(count, objects=number)]
-    reference = drawn(next(iter(ways.values())), [scene.caption for scene in scenes])
-    answer = {}
+    scenes = {number: evaluate.prompts(count, objects=number) for number in (1, 2)}
+    reference, *_, last = ways.values()
+    answer = {"bench": "student", "environment": environment(), "weights": chain.digest(), "prompts": 2 * count, "rows": {}}
     for name, row in ways.items():
-        answer[name] = told(row, reference, scenes, count)
-        print(f"{name:<26} {answer[name]}", flush=True)
-    *_, last = ways.values()
+        answer["rows"][name] = told(row, reference, scenes)
+        print(f"{name:<26} {answer['rows'][name]}", flush=True)
     if last[2:] == (1, 1.0):  # a student: by turns with the teacher it replaces
-        teacher, student = times(next(iter(ways.values())), last, repeats)
+        teacher, student = times(reference, last, repeats)
         answer["seconds"] = {"teacher": round(teacher, 4), "student": round(student, 4), "ratio": round(teacher / student, 1)}
-    (loop.WORK / "student-evaluation.json").write_text(json.dumps(answer, indent=1) + "\n")
+        first, *_, end = answer["rows"].values()
+        answer["accepted"] = accepted(first, end, teacher / student)
+        for name, (value, bar, good) in answer["accepted"].items():
+            print(f"{name}: {value} ({'' if good else 'not '}reached: {bar})")
     figures(guide, ways, scenes)
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps(answer, indent=1) + "\n")
     print(json.dumps(answer))
 
 
 def figures(guide, ways, scenes):
     """training/student-*.png: the two U-Nets, the two decoders, and what each way draws of some prompts."""
-    some = [*scenes[:SHOWN // 2], *scenes[len(scenes) // 2:][:SHOWN - SHOWN // 2]]
-    places = [scenes.index(scene) for scene in some]
-    pictures = {name: [Image.open(loop.WORK / f"student-drawn-{chain.digest()[:8]}" / row[0] / f"{i}.png") for i in places]
-                for name, row in ways.items()}
+    some = [(scene.caption, FIRST[number] + i) for number in (1, 2) for i, scene in enumerate(scenes[number][:SHOWN // 2])]
+    pictures = {name: [drawn(row, [text], seed)[0] for text, seed in some] for name, row in ways.items()}
     whole = next(iter(ways.values()))
     latents = whole[1].vae.encode(autoencoder.pixels(pictures[next(iter(ways))][0])[None].to(DEVICE)).latents
     pair = [run.pictures(ready(export.pipeline(guide, guide.unet, vae)), latents)[0] for vae in (whole[1].vae, decoder.trained())]
     found = {"networks": views.networks(stages.stages(guide.unet), stages.stages(network.small_unet(guide.unet))),
-             "decoders": views.decoders(*pair), "rows": views.one_step(pictures, [scene.caption for scene in some])}
+             "decoders": views.decoders(*pair), "rows": views.one_step(pictures, [text for text, _ in some])}
     for name, figure in found.items():
         (loop.WORK / f"student-{name}.png").write_bytes(views.png(figure))
-

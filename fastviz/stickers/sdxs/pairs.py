@@ -6,17 +6,17 @@ the student needs none.
 """
 
 import time
-from contextlib import nullcontext
 
 import torch
 
 from ...methods import few_step
 from .. import parts
 from .. import loop
-from ..loop import CUDA, DEVICE, autocast
+from ..loop import DEVICE, autocast
 from . import chain
 
 SEED = 90_000_049
+SAVE = 60  # seconds between two times that pairs are written
 
 
 def noise_of(seeds, side=32):
@@ -44,7 +44,7 @@ def finished(guide, noise, text, steps, guidance):
     scheduler.set_timesteps(steps, device=noise.device)
     empty = empty_like(guide, text)
     for t in scheduler.timesteps:
-        with autocast() if CUDA else nullcontext():  # targets are exact on a processor
+        with autocast():
             estimate = guided(guide.unet, x, t.expand(len(x)), text, empty, guidance)
         x = scheduler.step(estimate, t, x).prev_sample
     return x
@@ -73,17 +73,23 @@ def save(latents, steps, guidance):
 
 
 def make(minutes, size, steps, guidance, most):
-    """Adds pairs for `minutes`, or until there are `most`; saved after every batch. Returns how many there are."""
+    """Adds pairs for `minutes`, or until there are `most`; saved once a minute. Returns how many there are."""
     told, guide, start = saved(steps, guidance), chain.committed_teacher(minutes), time.time()
-    latents = told["latents"] if told else torch.empty(0, 4, 32, 32, dtype=torch.half)
-    while time.time() - start < 60 * minutes and len(latents) < most:
-        seeds = range(SEED + len(latents), SEED + min(most, len(latents) + size))
+    found, kept = [told["latents"]] if told else [], time.time()
+    count = sum(map(len, found))
+    while time.time() - start < 60 * minutes and count < most:
+        seeds = range(SEED + count, SEED + min(most, count + size))
         text = chain.embedded(guide, chain.tokens_of(guide, chain.captions(seeds)))
-        latents = torch.cat([latents, finished(guide, noise_of(seeds), text, steps, guidance).half().cpu()])
-        save(latents, steps, guidance)
-        print(f"pairs: {len(latents)}, mean {float(latents.float().mean()):.4f}, deviation {float(latents.float().std()):.4f}, "
-              f"{(time.time() - start) / 60:.1f} min", flush=True)
-    return len(latents)
+        found.append(finished(guide, noise_of(seeds), text, steps, guidance).half().cpu())
+        count += len(seeds)
+        if time.time() - kept > SAVE:
+            save(torch.cat(found), steps, guidance)
+            kept = time.time()
+            print(f"pairs: {count}, mean {float(found[-1].float().mean()):.4f}, deviation {float(found[-1].float().std()):.4f}, "
+                  f"{(kept - start) / 60:.1f} min", flush=True)
+    if found:
+        save(torch.cat(found), steps, guidance)
+    return count
 
 
 class Pairs:

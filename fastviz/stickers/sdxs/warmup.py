@@ -8,14 +8,17 @@ of the latents (Song and Dhariwal, arXiv 2310.14189, equation 7) keeps colours i
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
-from ..loop import quick, start_seed, train
+from .. import evaluate, measures
+from ..loop import DEVICE, compiled, quick, start_seed, train
 from . import chain, network
 from .pairs import Pairs
 
 WINDOW = 7  # places per side of the windows in which SSIM compares
 HUBER = 0.1  # where the pseudo-Huber distance turns from squares to lengths
 WEIGHT = 0.1  # of that distance
+REPORTED = 80_000_021  # seeds of the noise of what is reported begin here
 ELSEWHERE = 0.25  # share of the batches that start from a mixture of noise and picture
 CLOSE = (0.02, 0.2)  # range of the small timestep, as shares of all
 
@@ -39,21 +42,22 @@ def pseudo_huber(a, b, c=HUBER):
     return ((a - b).pow(2) + c * c).sqrt().mean() - c
 
 
-def features(unet, clean, noise, t, text, alphas):
+def features(unet, clean, noise, t, text, alphas, downwards=network.downwards):
     """What the U-Net's way down makes of noised pictures: the last layer of each stage before it is halved."""
     layers = unet.config.layers_per_block
-    outputs = network.downwards(unet, network.noised(clean, noise, alphas[t]), t, text)[1][1:]
+    outputs = downwards(unet, network.noised(clean, noise, alphas[t]), t, text)[1][1:]
     return [outputs[i] for i in range(layers - 1, len(outputs), layers + 1)]
 
 
-def matching(unet, ours, wanted, text, alphas):
-    """Mean over the stages of 1 - SSIM of features of two pictures, latents (B, 4, h, w): 0 for equal ones."""
+def matching(unet, ours, wanted, text, alphas, downwards=network.downwards):
+    """Mean over the stages of 1 - SSIM of features of two pictures, latents (B, 4, h, w): 0 for equal ones. downwards:
+    network.downwards, or that compiled."""
     low, high = (round(share * len(alphas)) for share in CLOSE)
     t = torch.randint(low, high, (1,), device=ours.device).expand(len(ours))
     noise = torch.randn_like(wanted)
     with torch.no_grad():
-        theirs = features(unet, wanted, noise, t, text, alphas)
-    found = features(unet, ours, noise, t, text, alphas)
+        theirs = features(unet, wanted, noise, t, text, alphas, downwards)
+    found = features(unet, ours, noise, t, text, alphas, downwards)
     return sum(1 - similarity(a, b).mean() for a, b in zip(found, theirs)) / len(theirs)
 
 
@@ -66,14 +70,14 @@ def starts(noise, latents, alphas):
     return network.noised(latents, noise, alphas[t]), t
 
 
-def loss_of(guide, alphas):
-    """loss(student, (noise, tokens, latents)) for loop.train."""
+def loss_of(guide, alphas, downwards=network.downwards):
+    """loss(student, (noise, tokens, latents)) for loop.train. downwards: see matching."""
     def loss(student, batch):
         noise, tokens, latents = batch
         text = chain.embedded(guide, tokens)
         start, t = starts(noise, latents, alphas)
-        drawn = network.denoised(start, student(start, t, text).sample, alphas[t])
-        match, huber = matching(guide.unet, drawn, latents, text, alphas), pseudo_huber(drawn, latents)
+        drawn = network.estimated(student, start, t, text, alphas)
+        match, huber = matching(guide.unet, drawn, latents, text, alphas, downwards), pseudo_huber(drawn, latents)
         return match + WEIGHT * huber, {"match": match, "huber": huber, "mean": drawn.mean(), "std": drawn.std()}
 
     return loss
@@ -84,10 +88,28 @@ def batches(pairs, size):
         yield pairs.draw(size)
 
 
-def fit(minutes, size, lr):
-    """Goes on from the checkpoint or, without one, from the distilled student."""
+def recalled(guide, count=32):
+    """report(student) for loop.train: recall and background of one-object prompts that neither pairs nor captions hold, drawn
+    in one step. The judge that reads them is in no loss."""
+    scenes, vae, alphas = evaluate.prompts(count, 70_000_027), chain.decoder_teacher(), chain.alphas()
+    noise = torch.cat([evaluate.noise(REPORTED + i) for i in range(count)]).to(DEVICE)
+
+    @torch.no_grad()
+    def report(student):
+        text = chain.embedded(guide, chain.tokens_of(guide, [scene.caption for scene in scenes]))
+        latents = [network.one_step(student, *some, alphas) for some in zip(noise.split(8), text.split(8))]
+        pictures = [(vae.decode(each).sample.clamp(-1, 1) * 127.5 + 127.5).round().byte() for each in latents]
+        found = measures.recall(scenes, [Image.fromarray(each.permute(1, 2, 0).cpu().numpy()) for each in torch.cat(pictures)])[0]
+        return {"objects": found["objects"], "background": found["background"]}
+
+    return report
+
+
+def fit(minutes, size, lr, decay=0.25):
+    """Goes on from the checkpoint or, without one, from the distilled student. decay: see loop.train."""
     start_seed(chain.name("warmup"), 12)
     guide = chain.committed_teacher(minutes)
     student = quick(chain.student(guide, "distil"), minutes)
-    return train(chain.name("warmup"), student, batches(Pairs(guide), size), loss_of(guide, chain.alphas()), minutes, lr,
-                 report_every=60)
+    loss = loss_of(guide, chain.alphas(), compiled(network.downwards, minutes))
+    return train(chain.name("warmup"), student, batches(Pairs(guide), size), loss, minutes, lr, decay=decay,
+                 report=recalled(guide), report_every=180)
