@@ -55,9 +55,11 @@ def test_looking_right_allows_for_a_little_loss(better, verdict):
 def test_the_command_prints_a_verdict_for_each_claim(asked, capsys, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\na dog\n")
-    assert claims.main(["--model", "tiny", "--count", "2", "--steps", "5", "--prompts-file", str(prompts)]) == 0
+    assert claims.main(["--model", "tiny", "--count", "2", "--steps", "5", "--prompts-file", str(prompts),
+                        "--out", str(tmp_path / "claims.json")]) == 0
     lines = capsys.readouterr().out.splitlines()
     told = json.loads(lines[-1])
     assert [row["claim"] for row in told["claims"]] == list(claims.CLAIMS) and told["prompts"] == 2
+    assert told == json.loads((tmp_path / "claims.json").read_text())
     verdicts = [row["verdict"] for row in told["claims"]]
     assert set(verdicts[:3]) <= {"holds", "fails", "open"} and all(row["claim"] in "\n".join(lines[:-1]) for row in told["claims"])

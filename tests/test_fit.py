@@ -14,7 +14,7 @@ from fastviz import __main__ as command
 from fastviz import fitted, models, views
 from fastviz.bench import olss as bench
 from fastviz.fit import olss as fit
-from fastviz.fit import solvers, work
+from fastviz.fit import calibrate, solvers, work
 from fastviz.methods import olss
 from fastviz.patch import replaced
 from fastviz.schedulers import OLSSScheduler, alphas_of, ddim
@@ -75,7 +75,7 @@ def test_fit_makes_a_file_for_every_number_and_search(done, home):
 
 def test_numbers_of_steps_share_the_full_runs_and_the_progress_counts_them(done):
     asked = [[1], [1], [1]]
-    assert done[3] == fit.amount(CONFIG, asked, [2, 3], ["olss", "olss-p"], 8, True) == 3 * 8 + 5 * ((4 + 1) + 1 + 1) * 2 + 5 * 6
+    assert done[3] == fit.amount(CONFIG, asked, [2, 3], ["olss", "olss-p"], 8, True) == 3 * 8 + 5 * ((len(calibrate.HOLDS) + 1) + 1 + 1) * 2 + 5 * 6
 
 
 def test_progress_tells_the_time_that_is_left_at_the_pace_so_far(monkeypatch, capsys):

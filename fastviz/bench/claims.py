@@ -12,9 +12,10 @@ claim holds, or fails, when the 95 % bootstrap interval of their mean difference
 import argparse
 import json
 from dataclasses import replace
+from pathlib import Path
 from statistics import mean
 
-from .. import cost, metrics, models
+from .. import cost, fitted, metrics, models
 from ..compare import environment
 from ..methods import atedm, attention_reuse, full, tome
 from ..request import Request, check_number
@@ -98,6 +99,7 @@ def main(argv=None):
     parser.add_argument("--count", type=int, default=16, help="prompts, of things that the model was not trained on together")
     parser.add_argument("--prompts-file", help="a file with one prompt a line; not needed for the embedded model")
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--out", help="file that the JSON is written to as well")
     args = parser.parse_args(argv)
     check_number("count", "--count", args.count, 2, 10_000, int)
     check_number("steps", "--steps", args.steps, 5, 1000, int)
@@ -111,6 +113,10 @@ def main(argv=None):
     found = tested(told)
     print(f"{len(asked)} prompts, {args.steps} steps; even pruning takes {knobs['even'].ratio:.0%} of the tokens for as many FLOPs.\n")
     print(table(found))
-    print(json.dumps({"bench": "claims", "model": args.model, "prompts": len(asked), "steps": args.steps, "claims": found,
-                      "environment": environment(pipe)}, allow_nan=False))
+    home = fitted.folder(pipe)
+    answer = {"bench": "claims", "model": args.model, "weights": home and fitted.weights(home), "prompts": len(asked),
+              "steps": args.steps, "claims": found, "environment": environment(pipe)}
+    if args.out:
+        Path(args.out).write_text(json.dumps(answer, indent=1, allow_nan=False) + "\n")
+    print(json.dumps(answer, allow_nan=False))
     return 0

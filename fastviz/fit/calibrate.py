@@ -13,7 +13,7 @@ import torch
 from ..search.network import Network
 from . import runs, solvers, subspace
 
-HOLDS = (1e-6, 1e-3, 1e-2, 1e-1)  # how firmly coefficients are held near the solver's: lam of subspace.solve
+HOLDS = (1e-6, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)  # how firmly coefficients are held near the solver's: lam of subspace.solve
 
 
 @dataclass

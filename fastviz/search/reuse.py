@@ -40,8 +40,8 @@ def arguments():
                         help="what is maximised: PSNR of the decoded pictures, or closeness of the latents, cheaper")
     parser.add_argument("--start", choices=["additive", "hurry"], default="additive",
                         help="where from: the best schedules of a measured additive model, or HURRY and random swaps")
-    parser.add_argument("--equal", choices=["flops", "seconds"], default="flops",
-                        help="how many fewer steps to set beside it: as many FLOPs, or as much measured time")
+    parser.add_argument("--equal", choices=["flops", "seconds"], default="seconds",
+                        help="how many fewer steps to set beside it: as much measured time, or as many FLOPs")
     parser.add_argument("--minutes", type=float, help="stop searching after these; the same command goes on")
     return parser
 

@@ -6,12 +6,16 @@ import sys
 STEPS = {  # name -> commands, each resumable; the longest come last
     "export": [["fastviz.stickers", "export"]],
     "evaluate": [["fastviz.stickers", "evaluate"]],
-    "olss": [["fastviz", "fit", "olss", "--steps", "4,5,6,8,10,20", "--search", "olss,olss-p", "--guidance", "3", "--prompts", "12", "--held-out", "9"]],
+    "olss": [["fastviz", "fit", "olss", "--steps", "4,5,6,8,10,20", "--search", "olss,olss-p", "--guidance", "3", "--prompts", "16",
+              "--held-out", "18", "--refit"]],
     "sketch": [["fastviz.stickers", "sketch", "--minutes", "30"], ["fastviz.stickers", "export-sketch"]],
     "lessons": [["fastviz.lessons"]],
+    "claims": [["fastviz", "bench", "claims", "--out", "assets/bench/claims.json"]],
     "behaviour": [["fastviz.stickers", "behaviour"]],
     "reuse": [["fastviz", "search", "reuse", "--steps", str(steps), "--reuse", str(round(share * steps)), "--held-out", "64"]
-              for steps in (20, 50) for share in (0.25, 0.5, 0.75)],
+              for steps in (20, 50) for share in (0.25, 0.5, 0.75)] + [
+                  ["fastviz", "search", "report", "--figure", "assets/bench/reuse.png"],
+                  ["fastviz", "search", "one-reuse", "--out", "assets/bench/one-reuse.json"]],
 }
 
 
