@@ -1,22 +1,18 @@
 """What a traced run records of any model, whatever method is attached: attention maps, and what each step aims at.
 
-Channels, by (step, layer); maps are means over the heads of the half that sees the prompt:
- - attention.cross, at attn2: (T, h, w) float16, the share of each place's attention that goes to prompt token 1 .. T,
-   pooled to at most 32 x 32 places
- - attention.self, at attn1, at all steps or, where there is no room, at some: (hq, wq, hk, wk) uint8, pooled to at most 16 x 16 queries and keys;
-   round(255 sqrt(p / max p)) of each query's shares p
- - estimate, at layer "": (C, H, W) float16, the picture's latents as the network estimates them at this step
-Where a method merged or left out tokens, maps are put back onto the grid: a group's share is divided among its members,
+trace.CHANNELS tells what is in them. Self-attention is recorded at all steps or, where there is no room, at some. Where a method merged or left out tokens, maps are put back onto the grid: a group's share is divided among its members,
 and what was left out has none. Where a method reuses a map, what is recorded is the map that it did without.
 """
 
 import math
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 
+from .methods import method_of
 from .methods.attention_reuse import inputs, queries_and_keys
 from .patch import replaced, transformer_blocks
 
@@ -141,6 +137,15 @@ def estimating(unet, forward, guidance, scheduler, context):
     return estimated
 
 
+def about(pipe, request, stack, context):
+    """What was run, as plain values: recipe, the prompt's tokens in the order of attention.cross, and the grid (h, w) of each
+    transformer block."""
+    tokens = pipe.tokenizer(request.prompt, truncation=True).input_ids[1:-1]
+    return {"model": request.model, "prompt": request.prompt, "seed": request.seed, "size": request.size, "guidance": request.guidance,
+            "steps": context.steps, "methods": [{"key": method_of(knobs).KEY, **asdict(knobs)} for knobs in stack], "tokens": pipe.tokenizer.convert_ids_to_tokens(tokens),
+            "grids": {name: list(size) for name, _, size in transformer_blocks(pipe.unet, context.grid)}}
+
+
 @contextmanager
 def attach(pipe, request, context):
     """Modifications, in a traced run; none otherwise:
@@ -149,7 +154,7 @@ def attach(pipe, request, context):
     """
     with ExitStack() as exits:
         if context.trace is not None:
-            tokens = len(pipe.tokenizer(request.prompt, truncation=True).input_ids) - 2
+            tokens = len(context.trace.about["tokens"])
             blocks = transformer_blocks(pipe.unet, context.grid)
             room = room_for(blocks, tokens, context.steps, context.trace.budget)
             for name, block, size in blocks:

@@ -220,6 +220,8 @@ def sample(pipe, request, stack, steps, on_step, stop, trace, profiled, glimpse)
     start = noise(pipe, request)
     context = context_of(pipe, request, steps, tuple(start.shape[2:]), trace, profiled)
     clean = None if request.start is None else begin.encoded(pipe, request.start, request.size)  # once, like the noise
+    if trace is not None:
+        trace.about = lens.about(pipe, request, stack, context)
     owner, pipe = pipe, copy.copy(pipe)  # a call leaves its arguments on the pipeline object: let it leave them on a copy
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     weights, rest = weights_first(stack)

@@ -1,10 +1,31 @@
 """What passes between a run and the methods attached to it: the Context, and the Trace that a traced run fills."""
 
+import json
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+
+SCHEMA = 1  # of the files that `Trace.save` writes: raised when what CHANNELS says changes
+CHANNELS = {  # channel: (layer, shape, type, what it is); N tokens of a block's grid h x w, of the half that sees the prompt
+    "attention.cross": ("attn2", "T h w", "float16", "share of each place's attention that goes to each of the prompt's tokens, mean of the heads; h, w at most 32"),
+    "attention.self": ("attn1", "hq wq hk wk", "uint8", "round(255 sqrt(p / max p)) of each query's shares p, mean of the heads; sides at most 16"),
+    "estimate": ("", "C H W", "float16", "the picture's latents as the network estimates them at this step"),
+    "attention_reuse.age": ("attn1, attn2", "", "int16", "steps since what was used was computed; 0: now"),
+    "attention_reuse.staleness": ("attn1, attn2", "", "float32", "Frobenius norm of what was used less what would be computed, over that of the latter"),
+    "attention_reuse.moved": ("attn1, attn2", "h w", "float16", "share of each token's attention, or of its output's norm, that would go elsewhere by now"),
+    "tome.labels": ("block", "h w", "int32", "merged token that each token belongs to"),
+    "tome.destinations": ("block", "D", "int32", "tokens that others may merge into"),
+    "tome.tokens": ("block", "2", "int32", "tokens in, tokens after merging"),
+    "tome.similarity": ("block", "h w", "float16", "cosine of each merged source with its destination; NaN elsewhere"),
+    "atedm.kept": ("transformer", "h w", "bool", "whether the token is kept to the last layer"),
+    "atedm.source": ("transformer", "h w", "int32", "token that stands for each one, itself where it is kept; -1: none"),
+    "atedm.tokens": ("transformer", "2", "int32", "tokens in, tokens after pruning"),
+    "atedm.importance": ("transformer", "h w", "float16", "importance that decided, 1 on average; where some were left out"),
+    "olss.terms": ("scheduler", "n", "float64", "size of each term of the step, |weight| times root mean square: of the latents at the start, then of every output so far"),
+    "olss.from_ddim": ("scheduler", "", "float32", "root mean square of the step's result less DDIM's"),
+}
 
 
 class Trace:
@@ -13,6 +34,7 @@ class Trace:
     def __init__(self, budget=128 * 2**20):
         """budget: bytes of array data that may be kept; what comes after it is counted in `dropped`, not kept."""
         self.budget, self.nbytes = budget, 0
+        self.about = {}  # plain values: what was run, see lens.about
         self.channels = defaultdict(dict)
         self.dropped = Counter()
 
@@ -27,8 +49,8 @@ class Trace:
         self.nbytes += array.nbytes
 
     def save(self, path):
-        """Writes one compressed .npz; keys are channel|step|layer."""
-        entries = {f"{channel}|{step}|{layer}": array
+        """Writes one compressed .npz: keys are channel|step|layer with steps from 0, see CHANNELS; `about` is a JSON text."""
+        entries = {"about": np.array(json.dumps({"schema": SCHEMA, **self.about}))} | {f"{channel}|{step}|{layer}": array
                    for channel, cells in self.channels.items() for (step, layer), array in cells.items()}
         np.savez_compressed(path, **entries)
 
@@ -39,6 +61,9 @@ def load(path, block=None):
     trace = Trace(budget=float("inf"))  # it was within a budget when it was made
     with np.load(path, allow_pickle=False) as file:
         for key in file.files:
+            if key == "about":
+                trace.about = json.loads(str(file[key]))
+                continue
             channel, step, layer = key.split("|", 2)
             if block is None or f"{layer}.".startswith(f"{block}.") or layer and block.startswith(f"{layer}."):
                 trace.add(channel, int(step), layer, file[key])

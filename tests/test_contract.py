@@ -4,6 +4,7 @@ stack with it."""
 import gc
 import itertools
 import random
+import re
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,7 +18,7 @@ from fastviz.cost import flops, total
 from fastviz.methods import METHODS, attached, full, steps_of
 from fastviz.request import Request, stack_keys
 from fastviz.run import Failed, Stopped, context_of, encoded, generate, network_inputs
-from fastviz.trace import Trace
+from fastviz.trace import CHANNELS, Trace, load
 
 STEPS = 4
 REQUEST = Request("a cat on the beach", seed=11, steps=STEPS, size=128, guidance=3.0)
@@ -222,6 +223,8 @@ def test_traced_equals_timed_and_stays_within_its_budget(tiny_pipe, alone, stack
         held = sum(array.nbytes for cells in trace.channels.values() for array in cells.values())
         assert trace.nbytes == held <= trace.budget
     assert not whole.dropped and bool(small.dropped) == (whole.nbytes > small.budget)
+    whole.channels.pop("attention.self")  # recorded where there is room, from the start
+    assert "attention.self" not in small.channels
     kept = sum(map(len, small.channels.values())) + sum(small.dropped.values())
     assert kept == sum(map(len, whole.channels.values()))
 
@@ -229,6 +232,24 @@ def test_traced_equals_timed_and_stays_within_its_budget(tiny_pipe, alone, stack
 def last(steps):
     *_, found = steps
     return found
+
+
+@every_stack
+def test_what_is_recorded_is_documented(tiny_pipe, stack, tmp_path):
+    trace = Trace()
+    generate(tiny_pipe, REQUEST, stack, steps_of(stack, REQUEST.steps), trace=trace)
+    trace.save(tmp_path / "run.npz")
+    found = load(tmp_path / "run.npz")
+    assert found.about["schema"] == 1 and found.about["tokens"] and [told.pop("key") for told in found.about["methods"]] == stack_keys(stack).split("+")
+    ends = {"block": r"transformer_blocks\.\d+", "transformer": r"attentions\.\d+", "scheduler": "scheduler", "attn1": r"attn1", "attn2": "attn2", "": ""}
+    for channel, cells in found.channels.items():
+        layer, shape, dtype, _ = CHANNELS[channel]
+        for (step, name), array in cells.items():
+            assert (str(array.dtype), array.ndim) == (dtype, len(shape.split())), channel
+            assert any(re.search(f"(^|[.]){ends[part]}$", name) for part in layer.split(", ")) and 0 <= step < found.about["steps"]
+            if shape == "h w":
+                block = next(each for each in found.about["grids"] if f"{each}.".startswith(f"{name.removesuffix('.attn1').removesuffix('.attn2')}."))
+                assert list(array.shape) == found.about["grids"][block]
 
 
 @pytest.mark.parametrize("outer, inner", list(itertools.permutations(METHODS, 2)), ids=lambda method: method.KEY)

@@ -13,7 +13,7 @@ from fastviz.methods import atedm, attention_reuse, tome
 from fastviz.patch import transformer_blocks
 from fastviz.request import Request
 from fastviz.trace import Trace
-from fastviz.views import frames_merged, frames_paint
+from fastviz.views import frames_attention, frames_merged, frames_paint
 from fastviz.views.frames import KINDS, laid
 from fastviz.views.frames_attention import fate
 
@@ -338,6 +338,42 @@ def test_attention_used_again_is_shown_beside_what_would_be_computed():
     at = word["change"].images[3, 3::8, 3::8].astype(int)
     more = (cross[1, 1] > cross[3, 1]) & (np.abs(cross[1, 1] - cross[3, 1]) > 0.05)
     assert (at[more][:, 0] > at[more][:, 2]).all() and more.any()  # orange
+
+
+def test_what_a_place_was_merged_with_or_filled_in_from_is_framed_thinly():
+    own = {(step, f"{BLOCK}.attn1"): np.full((8, 8, 8, 8), 100, np.uint8) for step in range(2)}
+    labels = np.arange(64, dtype=np.int32).reshape(8, 8)
+    labels[5, 6] = labels[3, 2] = labels[0, 0]
+    source = np.full((8, 8), -1, np.int32)
+    source[0, 0] = 4 * 8 + 1
+    colour = [0, 0xE5, 0xFF, 255]
+    for channels, kin in (({"tome.labels": {(1, BLOCK): labels}}, {(5, 6), (3, 2)}),
+                          ({"atedm.source": {(1, TRANSFORMER): source}, "atedm.kept": {(1, TRANSFORMER): source < 0}}, {(4, 1)})):
+        found = views.point({"attention.self": own} | channels, BLOCK, 2, (0, 0))
+        ringed = [{(y, x) for y, x in np.ndindex(8, 8) if (cell(found.images, step, y, x, 8)[0] == colour).all()} for step in range(2)]
+        assert ringed == [set(), kin] and (frames_attention.RELATED, found.legend[-1][1]) == found.legend[-1]
+        plain(found)
+    assert frames_attention.RELATED not in dict(views.point({"attention.self": own}, BLOCK, 2, (0, 0)).legend)
+
+
+def test_words_of_several_runs_share_a_scale():
+    maps = {(0, f"{BLOCK}.attn2"): np.full((2, 8, 8), 0.25, np.float16)}
+    assert views.highest({"attention.cross": maps}, BLOCK, 1) == 0.25 and views.highest({}, BLOCK, 1) == 0
+    alone, beside = (views.words({"attention.cross": maps}, BLOCK, 1, 1, "now", most) for most in (None, 0.5))
+    assert alone.legend[-1][1].startswith("25 %") and beside.legend[-1][1].startswith("50 %")
+    assert (beside.images[0, 0, 0] == frames_paint.heat(np.float32(0.5))).all()
+
+
+def test_strips_tell_the_age_and_the_staleness_of_what_was_reused():
+    blocks = [f"{TRANSFORMER}.transformer_blocks.{i}" for i in range(2)]
+    channels = {"attention_reuse.age": {(step, f"{blocks[0]}.attn1"): np.int16(step) for step in range(3)},
+                "attention_reuse.staleness": {(step, f"{blocks[0]}.attn1"): 0.1 * step for step in (1, 2)}}
+    found = views.strips(channels, blocks, 3)
+    assert list(found) == ["computed", "age", "stale"] and list(views.strips({}, blocks, 3)) == ["computed"]
+    assert "2 steps old" in found["age"][2] and "20%" in found["stale"][2]
+    for key in ("age", "stale"):
+        cells = np.asarray(found[key][1]).astype(int)
+        assert cells.shape == (2, 3, 3) and (cells[1] == cells[0, 0]).all() and cells[0, 0].sum() != cells[0, 1].sum() < cells[0, 2].sum()
 
 
 def test_no_other_step_stands_in_for_attention_that_was_not_recorded():

@@ -51,8 +51,9 @@ def test_every_row_is_recorded_and_shown(look, finished):
     for row in told["rows"]:
         assert np.array_equal(np.asarray(picture(row["picture"])), np.asarray(finished.rows[row["index"]].image))
         assert picture(row["estimates"]).size == (128 * row["steps"], 128)
-        assert picture(row["strip"]).size == (row["steps"], len(told["blocks"]))
+        assert all(picture(strip["picture"]).size == (row["steps"], len(told["blocks"])) for strip in row["strips"].values())
         assert picture(row["work"]).width == row["steps"]
+        assert list(row["strips"]) == ["computed", *["age", "stale"] * (row["title"] == "Attention reuse")]
         assert "estimate" in load(look.traces[row["index"]]).channels
     assert look.status()["state"] == "finished"
 
@@ -79,6 +80,7 @@ def test_words_and_points_are_shown_for_every_row(look):
     word, point = look.overlay(wanted(look, token)), look.overlay(wanted(look, [0.2, 0.7]))
     for found in (word, point):
         assert len({row["sheet"] for row in found["rows"].values()}) == 4
+    assert len({str(row["legend"]) for row in word["rows"].values()}) == 1  # one scale for all rows
     assert "merged" in " ".join(point["rows"]["1"]["captions"]) and "used instead" in point["rows"]["2"]["captions"][3]
 
 

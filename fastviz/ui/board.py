@@ -44,8 +44,8 @@ def shown(row, recipe, before):
         told |= {name: before[name] for name in ("file", "difference", "lpips_map")}
     if row.seconds is None:
         return told
-    numbers = ("seconds", "spread", "parts", "per_step", "speedup", "flops", "flops_share", "peak_bytes", "applied", "acted",
-               "found", "lpips_name")
+    numbers = ("seconds", "spread", "parts", "per_step", "speedup", "flops", "flops_share", "peak_bytes", "kept_bytes", "applied",
+               "acted", "found", "lpips_name")
     return told | {name: getattr(row, name) for name in numbers} | {
         "metrics": {name: measured(value) for name, value in row.metrics.items()}}
 

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -123,11 +124,12 @@ class Inside(Work):
         from .. import views
 
         channels, lost = trace.channels, sum(trace.dropped.values())
-        strip = views.strip(views.activity(channels, [name for name, _ in self.blocks], row.steps))
+        strips = views.strips(channels, [name for name, _ in self.blocks], row.steps)
         work = views.work(row.flops_per_step, max(self.asked[0].flops_per_step))
         sheet = views.sheet(frames, COLUMNS)
         return {"picture": png(row.image), "estimates": webp(sheet), "kinds": views.kinds(channels),
-                "looks": views.looks(channels), "strip": png(strip), "work": png(work),
+                "looks": views.looks(channels), "work": png(work),
+                "strips": {key: {"label": label, "picture": png(strip), "says": says} for key, (label, strip, says) in strips.items()},
                 "note": f"There was no room for {lost} records: some steps are missing." if lost else ""}
 
     def status(self):
@@ -169,27 +171,40 @@ class Inside(Work):
         """(row, its view, Frames or None) of every row that was recorded. BadRequest when the page asks for what there is
         not, or no longer."""
         block, show, chosen = checked(wanted, [name for name, _ in self.blocks], [token for token, _ in self.words])
-        for row, view in zip(self.asked, self.views):
-            if row.index in self.traces:
+        here = [(row, view) for row, view in zip(self.asked, self.views) if row.index in self.traces]
+        try:
+            most = self.most(block, show) if isinstance(show, int) else None
+            for row, view in here:
                 kind, known = chosen.get(str(row.index)), view["kinds" if show == SKIPPED else "looks"]
                 kind = kind if isinstance(kind, str) and kind in known else next(iter(known), None)
-                try:
-                    yield row, view, self.frames(row, block, show, kind)
-                except FileNotFoundError:
-                    raise BadRequest("inside", "The records were cleared to make room: look inside again.") from None
+                yield row, view, self.frames(row, block, show, kind, most)
+        except FileNotFoundError:
+            raise BadRequest("inside", "The records were cleared to make room: look inside again.") from None
 
-    def frames(self, row, block, show, kind):
-        """Frames of one row, or None where it skipped nothing that could be shown. kind: a kind or a look."""
+    def most(self, block, token):
+        """Where the scale of a word's attention ends that all rows share, so that they can be compared by eye."""
+        from .. import views
+
+        return max(views.highest(recorded(path, block), block, token) for path in self.traces.values())
+
+    def frames(self, row, block, show, kind, most):
+        """Frames of one row, or None where it skipped nothing that could be shown. kind: a kind or a look; most: see `most`."""
         from .. import views
 
         if show == SKIPPED and kind is None:
             return None
-        channels = load_trace(self.traces[row.index], block).channels
+        channels = recorded(self.traces[row.index], block)
         if show == SKIPPED:
             return views.frames(channels, kind, block, row.steps, row.image)
         if isinstance(show, int):
-            return views.words(channels, block, row.steps, show, kind or "now")
+            return views.words(channels, block, row.steps, show, kind or "now", most)
         return views.point(channels, block, row.steps, show, kind or "now")
+
+
+@lru_cache(maxsize=16)
+def recorded(path, block):
+    """Channels of a traced run's file that belong to a block: another word or point of it asks for the same."""
+    return load_trace(path, block).channels
 
 
 def told_frames(frames):

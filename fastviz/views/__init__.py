@@ -1,8 +1,8 @@
 """What there is to see -> pictures and text: pure functions, one file per kind. They know Rows and records, no method."""
 
-from .activity import activity, strip, work
+from .activity import activity, strip, strips, work
 from .breakdown import breakdown
-from .frames import animation, frames, kinds, looks, point, sheet, words
+from .frames import animation, frames, highest, kinds, looks, point, sheet, words
 from .reuse import one_reuse, reused, schedules
 from .rows import equal_steps, followed, one_step
 from .saved import saved

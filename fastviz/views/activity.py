@@ -1,8 +1,13 @@
 """How much each step really computed, as small pictures: attention by block, a pixel per cell, and all of its work."""
 
 import numpy as np
+from matplotlib import colormaps
 from PIL import Image
 
+REUSED = {  # key: (channel of attention reuse, label, what the brightest says)
+    "age": ("attention_reuse.age", "How old reused attention is", "brightest: {:.0f} steps old"),
+    "stale": ("attention_reuse.staleness", "How far reused attention is out of date", "brightest: off by {:.0%} of itself"),
+}
 NONE, FULL = np.array([0xE6, 0x9F, 0x00]), np.array([0x9A, 0xA5, 0xB1])  # orange: all was saved; grey: nothing was
 
 
@@ -29,6 +34,34 @@ def strip(shares):
     """`activity` as a PIL picture, (blocks, steps) pixels: grey where all was computed, towards orange the less was."""
     cells = NONE + shares[..., None] * (FULL - NONE)
     return Image.fromarray(cells.round().astype(np.uint8))
+
+
+def strips(channels, blocks, steps):
+    """{key: (label, PIL picture like `strip`, what its colours say)}: what was computed and, where attention was used again, how
+    old that was and how far it was out of date; grey where nothing was."""
+    found = {"computed": ("How much attention was computed", strip(activity(channels, blocks, steps)),
+                          "grey where all attention was computed; the more orange, the less of it")}
+    for key, (channel, label, brightest) in REUSED.items():
+        values = reused(channels, channel, blocks, steps)
+        if np.isfinite(values).any():
+            highest = np.nanmax(values)
+            colours = 255 * colormaps["cividis"](0.15 + 0.85 * np.nan_to_num(values) / highest)[..., :3]
+            cells = np.where(np.isnan(values)[..., None], FULL, colours)
+            found[key] = label, Image.fromarray(cells.round().astype(np.uint8)), f"grey where nothing was reused; {brightest.format(highest)}"
+    return found
+
+
+def reused(channels, channel, blocks, steps):
+    """(blocks, steps): what attention reuse recorded of a block's attentions where they used again, mean of them; NaN elsewhere."""
+    found = np.full((len(blocks), steps), np.nan)
+    ages, values = channels.get("attention_reuse.age", {}), channels.get(channel, {})
+    for i, block in enumerate(blocks):
+        for step in range(steps):
+            places = [(step, f"{block}.{part}") for part in ("attn1", "attn2")]
+            told = [float(values[place]) for place in places if place in values and ages.get(place, 0) > 0]
+            if told:
+                found[i, step] = np.mean(told)
+    return found
 
 
 def work(flops, full, height=24):

@@ -6,7 +6,7 @@ Channels are a Trace's: {channel: {(step, layer): array}}. Drawn in frames_merge
 import numpy as np
 from PIL import Image
 
-from .frames_attention import looks, moved_cross, moved_self, point, words
+from .frames_attention import highest, looks, moved_cross, moved_self, point, words
 from .frames_merged import distinct_groups, groups, histogram, similarity
 from .frames_paint import Frames
 from .frames_pruned import copies, importance, kept, source

@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import numpy as np
+from matplotlib.colors import to_rgb
 
 from . import frames_paint as p
 
+RELATED = "#00e5ff"  # of a place's relatives: in no heat map
 COMPUTED = "computed"
 LOOKS = {"now": "Attention, computed now", "used": "Attention that was used", "change": "How far the two differ"}
 
@@ -95,53 +97,87 @@ def told_change():
             (p.MORE, "it looks here more"), ("#000000", "no difference")]
 
 
+def place_of(drawn, at, size):
+    """The pixels of the token `at` (y, x) of a grid of `size` (h, w) in pictures (..., H, W, 4)."""
+    sides = [slice(i * length // n, (i + 1) * length // n) for i, length, n in zip(at, drawn.shape[-3:], size)]
+    return drawn[..., *sides, :]
+
+
 def frame(drawn, at, size):
-    """Frames the token `at` (y, x) of a grid of `size` (h, w) in all pictures (S, H, W, 4): white, black around it."""
-    sides = [slice(i * length // n, (i + 1) * length // n) for i, length, n in zip(at, drawn.shape[1:], size)]
-    cell = drawn[:, *sides]
+    """Frames the token `at` of a grid of `size` in all pictures (S, H, W, 4): white, black around it."""
+    cell = place_of(drawn, at, size)
     inside = cell[:, 2:-2, 2:-2].copy()
     cell[:] = (0, 0, 0, 255)
     cell[:, 1:-1, 1:-1] = 255
     cell[:, 2:-2, 2:-2] = inside
 
 
+def ring(picture, at, size):
+    """A thin frame in the colour of RELATED around the token `at` of a grid of `size` in one picture (H, W, 4)."""
+    cell, colour = place_of(picture, at, size), (*(round(255 * part) for part in to_rgb(RELATED)), 255)
+    for edge in (cell[0], cell[-1], cell[:, 0], cell[:, -1]):
+        edge[:] = colour
+
+
 def percent(share):
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
-def words(channels, layer, steps, token, look="now"):
+def highest(channels, layer, token):
+    """The largest share of any place's attention, at any step, that goes to the prompt's token number `token`."""
+    return max((float(maps[token].max()) for maps in p.recorded(channels, "attention.cross", layer, ".attn2").values()), default=0.0)
+
+
+def words(channels, layer, steps, token, look="now", most=None):
     """Cross-attention of the prompt's token number `token`, on a scale that all steps of the block share.
-    look: one of LOOKS."""
+    look: one of LOOKS; most: where the scale ends, so that runs can be compared; by default at `highest`."""
     cells = {step: maps[token] for step, maps in p.recorded(channels, "attention.cross", layer, ".attn2").items()}
     found = p.recorded(channels, "attention_reuse.age", layer, ".attn2")
     values = looked(cells, found, steps, look)
-    highest = max(float(p.stacked(cells).astype(np.float32).max()), 1e-6)
-    legend = p.scale("none", *(f"{percent(share)} of a square's attention" for share in (highest / 2, highest)))
+    most = max(most or highest(channels, layer, token), 1e-6)
+    legend = p.scale("none", *(f"{percent(share)} of a square's attention" for share in (most / 2, most)))
     sentence = "Bright squares (tokens) look at this word most while the network decides what to draw there."
     if look == "change":
         legend, sentence = told_change(), "Coloured squares (tokens) were drawn with attention to this word that is out of date."
     told = {step: f"at most {percent(float(each.max()))}" for step, each in cells.items()}
-    return spread(painted(p.stacked(values), highest, look), values, cells, steps, legend, sentence, told, found, look)
+    return spread(painted(p.stacked(values), most, look), values, cells, steps, legend, sentence, told, found, look)
 
 
 def point(channels, layer, steps, place, look="now"):
-    """Self-attention of the token at `place`, (y, x) in 0..1 of the picture, which is framed. look: one of LOOKS."""
+    """Self-attention of the token at `place`, (y, x) in 0..1 of the picture, which is framed, as are the tokens that it merged
+    with or was filled in from. look: one of LOOKS."""
     maps = p.recorded(channels, "attention.self", layer, ".attn1")
     found = p.recorded(channels, "attention_reuse.age", layer, ".attn1")
     size = next(iter(maps.values())).shape[:2] if maps else (1, 1)
     at = cell(place, size)
     cells = {step: each[at] for step, each in maps.items()}
     values = looked(cells, found, steps, look)
-    drawn = painted(p.stacked(values), 255, look)
+    drawn, kin = painted(p.stacked(values), 255, look), related(channels, layer, place)
+    for picture, step in zip(drawn, values):
+        for token, grid in kin.get(step, ()):
+            ring(picture, token, grid)
     frame(drawn, at, size)
     legend = told_change() if look == "change" else p.scale("hardly looked at", "a quarter of the most", "looked at most")
+    legend += [("#ffffff", "frame: the place that looks")] + [(RELATED, "thin frames: merged with it, or what it was filled in from")] * bool(kin)
     sentence = ("From the framed place, coloured squares (tokens) are looked at too much or too little, because its attention "
                 "is out of date." if look == "change" else
                 "The framed place looks at the bright squares (tokens) while the network decides what to draw there.")
-    shown = spread(drawn, values, cells, steps, [*legend, ("#ffffff", "frame: the place that looks")], sentence,
-                   dict.fromkeys(cells, "attention"), found, look)
+    shown = spread(drawn, values, cells, steps, legend, sentence, dict.fromkeys(cells, "attention"), found, look)
     fates = fate(channels, layer, steps, place)
     return replace(shown, captions=["; ".join(filter(None, pair)) for pair in zip(shown.captions, fates)])
+
+
+def related(channels, layer, place):
+    """{step: [(token (y, x), grid (h, w))]} of the tokens that the one at `place` merged with or was filled in from."""
+    found = {}
+    for step, labels in p.recorded(channels, "tome.labels", layer).items():
+        own = cell(place, labels.shape)
+        same = [tuple(map(int, each)) for each in np.argwhere(labels == labels[own])]
+        found.setdefault(step, []).extend((each, labels.shape) for each in same if each != own)
+    for step, source in p.recorded(channels, "atedm.source", layer).items():
+        if (stands := int(source[cell(place, source.shape)])) >= 0:
+            found.setdefault(step, []).append((divmod(stands, source.shape[1]), source.shape))
+    return {step: each for step, each in found.items() if each}
 
 
 def fate(channels, layer, steps, place):

@@ -5,7 +5,7 @@
   const SIZE = 256, PLAY = 120; // pixels of a canvas; milliseconds between two steps of an animation
   const HINT = "Click a word to see where the model looks for it. Click a point of a picture to see where that point looks, and what became of it. Blocks are the parts of the network with attention, in the order in which they run; 32 x 32 are the squares (tokens) that they work on.";
   let now = null, parts = null, ask = () => {};
-  const view = { step: 0, block: null, show: "skipped", kinds: {}, looks: {}, base: "picture", over: true };
+  const view = { step: 0, block: null, show: "skipped", kinds: {}, looks: {}, strip: "computed", base: "picture", over: true };
   const sheets = new Map(); // key of an overlay -> {row index: {image, legend, sentence, captions}}
   let asked = null, timer = null;
 
@@ -67,7 +67,7 @@
     sheets.clear();
     asked = null;
     now = value;
-    Object.assign(view, { step: value.steps - 1, block: null, show: "skipped", kinds: {}, looks: {}, base: "picture", over: true });
+    Object.assign(view, { step: value.steps - 1, block: null, show: "skipped", kinds: {}, looks: {}, strip: "computed", base: "picture", over: true });
     const choose = (change) => { change(); draw(); want(); };
     parts = { look: value.look, cards: new Map(), base: {} };
     parts.step = h("input", { type: "range", min: 0, max: value.steps - 1, value: view.step, step: 1, id: "inside-step", "aria-label": "Step",
@@ -82,13 +82,15 @@
     parts.under = h("select", { "aria-label": "Picture below", onchange: () => { view.base = parts.under.value; draw(); } },
       h("option", { value: "picture" }, "the finished picture"), h("option", { value: "estimates" }, "the picture as expected at this step"));
     parts.over = h("input", { type: "checkbox", checked: true, onchange: () => { view.over = parts.over.checked; draw(); } });
+    parts.strip = h("select", { "aria-label": "What the strips show", onchange: () => { view.strip = parts.strip.value; draw(); } });
+    parts.strips = h("label", { hidden: true }, "Strips ", parts.strip);
     parts.hint = h("p", { class: "note", role: "status" }, HINT);
     parts.controls = h("div", { class: "looking" },
       h("div", { class: "scrub" }, parts.play, parts.step, parts.told),
-      h("div", { class: "choose" }, h("label", {}, "Block ", parts.block), h("label", {}, "Drawn over ", parts.under), h("label", {}, parts.over, " Overlay")),
+      h("div", { class: "choose" }, h("label", {}, "Block ", parts.block), h("label", {}, "Drawn over ", parts.under), parts.strips, h("label", {}, parts.over, " Overlay")),
       h("div", { class: "chips", role: "group", "aria-label": "What to show" }, parts.chips[0], h("span", {}, "Attention to:"), parts.chips.slice(1)), parts.hint);
     parts.grid = h("div", { class: "lenses" });
-    parts.legend = h("p", { class: "note" }, "The strip below each picture: steps from left to right, blocks from top to bottom. Grey where all attention was computed; the more orange, the less of it. Click it to go there. The band under it: all work of each step; orange is what was saved of the full model's.");
+    parts.legend = h("p", { class: "note" }, "The strip below each picture: steps from left to right, blocks from top to bottom. Click it to go there. The band under it: all work of each step; orange is what was saved of the full model's.");
     place.replaceChildren(parts.controls, parts.grid, parts.legend);
   }
 
@@ -106,10 +108,10 @@
 
   async function add(row) {
     const card = { row, canvas: h("canvas", { width: SIZE, height: SIZE, role: "img", tabindex: "0" }), caption: h("p", { class: "caption" }), legend: h("ul", { class: "legend" }),
-      sentence: h("p", { class: "sentence" }), kind: h("select", { "aria-label": "Kind of overlay" }), cursor: h("i", {}), strip: h("img", { alt: "" }), work: h("img", { class: "work", alt: "" }), title: h("h3", {}, row.title) };
+      sentence: h("p", { class: "sentence" }), kind: h("select", { "aria-label": "Kind of overlay" }), cursor: h("i", {}), strip: h("img", { alt: "" }), says: h("p", { class: "caption" }), work: h("img", { class: "work", alt: "" }), title: h("h3", {}, row.title) };
     card.save = h("button", { type: "button", class: "save", onclick: () => save(card) }, "Save this picture");
     card.place = h("div", { class: "strip", title: "Steps from left to right, blocks from top to bottom: click to go there" }, card.strip, card.cursor);
-    card.element = h("article", { class: "lens" }, card.title, row.error ? h("p", { class: "refusal" }, row.error) : [card.canvas, card.caption, card.place, card.work, card.kind, card.sentence, card.legend, card.save]);
+    card.element = h("article", { class: "lens" }, card.title, row.error ? h("p", { class: "refusal" }, row.error) : [card.canvas, card.caption, card.place, card.work, card.says, card.kind, card.sentence, card.legend, card.save]);
     parts.cards.set(row.index, card);
     parts.grid.append(card.element);
     if (row.error) return;
@@ -137,10 +139,10 @@
       draw();
       want();
     });
-    card.strip.src = row.strip;
     card.work.src = row.work;
     card.work.alt = `How much work each step of ${row.title} was, beside the full model's`;
-    card.strip.alt = `How much attention ${row.title} computed, per block and step`;
+    offer(parts.strip, { ...labels(row), ...Object.fromEntries([...parts.strip.options].map((each) => [each.value, each.text])) }, view.strip);
+    parts.strips.hidden = parts.strip.hidden;
     card.picture = await image(row.picture);
     card.estimates = await image(row.estimates);
     draw();
@@ -182,10 +184,15 @@
     say(card.sentence, [told ? told.sentence : "", row.note].join(" ").trim());
     legend(card.legend, told ? told.legend : []);
     card.canvas.setAttribute("aria-label", `${row.title}, step ${step + 1}. ${card.caption.textContent}`);
+    const strip = row.strips[view.strip] || row.strips.computed;
+    if (card.strip.getAttribute("src") !== strip.picture) Object.assign(card.strip, { src: strip.picture, alt: `${strip.label} in ${row.title}, per block and step` });
+    say(card.says, `Strip: ${strip.says}.`);
     card.cursor.style.left = (100 * (step + 0.5)) / row.steps + "%";
     card.cursor.style.top = (100 * (block + 0.5)) / now.blocks.length + "%";
     offer(card.kind, view.show === "skipped" ? row.kinds : row.looks, chosen()[row.index]);
   }
+
+  const labels = (row) => Object.fromEntries(Object.entries(row.strips).map(([key, told]) => [key, told.label]));
 
   /** What can be chosen for a row: kinds of overlay, or looks at its attention. */
   function offer(select, offered, value) {

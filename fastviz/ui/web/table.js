@@ -22,6 +22,7 @@
     ["denoising", "Steps' time", "Time in all sampling steps", (row) => row.parts && row.parts.denoising, format.seconds],
     ["decoder", "Decoder", "Time to turn the result into a picture", (row) => row.parts && row.parts.decoder, format.seconds],
     ["memory", "Memory", "Largest amount needed beyond the model itself", (row) => row.peak_bytes, format.bytes],
+    ["kept", "Kept", "Of that, what the method carries from step to step, such as attention maps", (row) => row.kept_bytes && Object.values(row.kept_bytes).reduce((a, b) => a + b, 0), format.bytes],
   ];
 
   function build() {
