@@ -66,13 +66,26 @@ def by_torch(function, ran):
 
 
 def test_ratios_follow_from_the_times():
-    told = {"merged attention": 3.0, "merged attention, match shared": 1.5, "tomesd merged attention": 6.0, "attention, fused": 4.0, "attention, materialised": 8.0, "attention of merged": 1.0, "match": 0.5, "merge, unmerge": 0.25,
-            "tomesd match": 1.0, "tomesd merge, unmerge": 0.5, "rank": 2.0, "find copies": 1.0, "leave out, copy": 0.1, "make map": 3.0,
-            "reuse map": 2.0}
+    told = {"merged attention": 3.0, "merged attention, match shared": 1.25, "tomesd merged attention": 6.0, "attention, fused": 4.0,
+            "attention, materialised": 8.0, "attention of merged": 1.0, "match": 0.5, "merge, unmerge": 0.25, "tomesd match": 1.0,
+            "tomesd merge, unmerge": 0.5, "rank": 2.0, "find copies": 1.0, "leave out, copy": 0.1, "make map": 3.0, "reuse map": 2.0,
+            "layer of all": 10.0, "layer of kept": 3.9}
     assert blocks.ratios(told) == {
-        "match, merge, unmerge / tomesd's": 0.5, "merged attention / tomesd's": 0.5,
-        "the same, match shared / tomesd's": 0.25, "merged / fused": 0.4375, "merged / materialised": 0.21875,
-        "merged, match shared / fused": 0.3125, "rank, find copies / fused": 0.75, "reuse map / fused": 0.5}
+        "match, merge, unmerge / tomesd's": 0.5, "merged attention / tomesd's": 0.5, "the same, match shared / tomesd's": 0.25,
+        "merged / fused": 0.4375, "merged / materialised": 0.21875, "merged, match shared / fused": 0.375,
+        "rank, find copies / fused": 0.75, "rank, find copies / materialised": 0.375, "later layer, pruned / all": 0.4,
+        "reuse map / fused": 0.5, "reuse map / materialised": 0.25}
+
+
+def test_flops_are_those_of_the_operations():
+    side, channels, heads, text = SHAPE
+    found, n = blocks.flops(SHAPE), side * side
+    projections, maps = 2 * 2 * n * channels ** 2, 2 * 2 * n * n * channels  # of two pictures; one matrix, Q K^T or A V
+    assert found["attention, fused"] == found["attention, materialised"] == 4 * projections + 2 * maps
+    assert found["attention of merged"] == 4 * projections / 2 + 2 * maps / 4
+    assert found["reuse map"] == 2 * projections + maps and "merge, unmerge" not in found
+    told = blocks.saved(found)
+    assert told["reuse map"] == found["reuse map"] / found["attention, fused"] and 0.3 < told["later layer, pruned"] < 0.5
 
 
 def test_the_command_prints_tables_and_json(capsys):
@@ -82,5 +95,6 @@ def test_the_command_prints_tables_and_json(capsys):
     assert [row["shape"] for row in told["blocks"]] == ["tiny", "tinier"] and told["environment"]["device"]
     assert all(ms > 0 for row in told["blocks"] for ms in row["milliseconds"].values())
     assert any(line.startswith("match, merge, unmerge / tomesd's") for line in lines)
-    ours, shared, theirs = (sum(row["milliseconds"][name] for row in told["blocks"]) for name in blocks.MERGED)
+    ours, shared, theirs, match = (sum(row["milliseconds"][name] for row in told["blocks"]) for name in (*blocks.MERGED, "match"))
+    shared += match / blocks.SHARED
     assert list(told["total"].values()) == pytest.approx([ours / theirs, shared / theirs])

@@ -3,10 +3,10 @@
 Blocks have the shapes of stickers, SD 1.5 and SDXL with random weights, batch 2 as in a guided step, and random input.
 Every part is timed alone, all parts of a block in a new order round after round; medians. "fused" and "materialised" are the
 two ways to compute self-attention; tomesd is the token merging of its authors, given the same input. Merging pays when
-match + merge + unmerge + attention of the merged tokens is less than the attention of all; a match shared over several
-blocks or steps costs its share. "merged attention" is all of it in one piece, and the last line its sum over all shapes
-against tomesd's. Ranking pays over all later layers of the same transformer and every step that keeps it. Where our
-kernels run, what they do is timed once more with torch's functions in their place.
+match + merge + unmerge + attention of the merged tokens is less than the attention of all. "merged attention" is all of it
+in one piece, and the last line its sum over all shapes against tomesd's; where a match is shared it counts half, as for two
+blocks. Ranking pays over all later layers of the same transformer and every step that keeps it. FLOPs are counted from the
+operations of the same parts. Where our kernels run, what they do is timed once more with torch's functions in their place.
 """
 
 import argparse
@@ -21,19 +21,22 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import gwpr, kernels, models
 from ..compare import environment
+from ..cost import Flops
 from ..methods import atedm, attention_reuse, tome
 from ..patch import replaced
 from ..request import check_number
 from ..trace import Context
+from .flops import WORDS
 
 SHAPES = {  # name: (side of the grid, channels, heads, width of the text)
     "stickers 256 px, fine": (32, 48, 1, 256), "stickers 256 px, middle": (16, 128, 4, 256),
-    "stickers 512 px, fine": (64, 48, 1, 256), "SD 1.5 512 px, 16": (16, 1280, 8, 768),
+    "stickers 512 px, fine": (64, 48, 1, 256), "stickers 512 px, middle": (32, 128, 4, 256), "SD 1.5 512 px, 16": (16, 1280, 8, 768),
     "SD 1.5 512 px, 32": (32, 640, 8, 768), "SD 1.5 512 px, 64": (64, 320, 8, 768),
-    "SDXL 1024 px, 32": (32, 1280, 20, 2048), "SDXL 1024 px, 64": (64, 640, 10, 2048),
+    "SDXL 512 px, 16": (16, 1280, 20, 2048), "SDXL 1024 px, 32": (32, 1280, 20, 2048), "SDXL 1024 px, 64": (64, 640, 10, 2048),
 }
 RATIO = 0.5  # tokens merged
 LEAST = 3.0  # seconds
+SHARED = 2  # blocks that share a match, at least
 KERNELS = ("merge, unmerge", "rank", "reuse map")  # parts with kernels of ours
 MERGED = ("merged attention", "merged attention, match shared", "tomesd merged attention")
 
@@ -63,7 +66,8 @@ def parts(side, channels, heads, text, device, dtype):
     our_match()
     flat, members, starts = match.rows
     merged = tome.merge(x, members, starts)
-    theirs, drawn = torch.Generator(device).manual_seed(0), torch.device(device).type != "mps"
+    drawn = device.type not in ("mps", "meta")  # where a generator can be had
+    theirs = torch.Generator(device if drawn else "cpu").manual_seed(0)
 
     def their_match():
         return bipartite_soft_matching_random2d(x, side, side, 2, 2, match.merged, no_rand=not drawn, generator=theirs)
@@ -88,6 +92,8 @@ def parts(side, channels, heads, text, device, dtype):
     slot = atedm.slots(pruned, kept, gwpr.partners(graph, pruned, kept))
     left = x[atedm.at(kept, x)]
 
+    words = torch.randn(2, WORDS, text, generator=torch.Generator().manual_seed(2)).to(device, dtype)
+
     def materialised():
         with sdpa_kernel(SDPBackend.MATH):
             return block.attn1(x)
@@ -102,6 +108,7 @@ def parts(side, channels, heads, text, device, dtype):
         "tomesd merged attention": their_attention,
         "rank": rank, "find copies": lambda: gwpr.partners(graph, pruned, kept),
         "leave out, copy": lambda: (x[atedm.at(kept, x)], atedm.filled("copy", x, kept, slot, left)),
+        "layer of all": lambda: block(x, encoder_hidden_states=words), "layer of kept": lambda: block(left, encoder_hidden_states=words),
         "make map": lambda: attention_reuse.attention_map(block.attn1, x),
         "reuse map": lambda: attention_reuse.apply_map(block.attn1, kept_map, x),
     }
@@ -135,6 +142,17 @@ def timed(functions, rounds, device, least=LEAST):
     return {name: median(each) for name, each in seconds.items()}
 
 
+@torch.no_grad()
+def flops(shape):
+    """{name: FLOP} of the parts of one block, from their operations on the meta device; those without any left out."""
+    found = {}
+    for name, function in parts(*shape, torch.device("meta"), torch.float32).items():
+        with Flops() as mode:
+            function()
+        found[name] = mode.total
+    return {name: total for name, total in found.items() if total}
+
+
 def wait(device):
     if device.type != "cpu":
         torch.accelerator.synchronize()
@@ -144,20 +162,30 @@ def ratios(told):
     """What follows from the times of one block's parts: shares of the fused attention's time, and ours over tomesd's."""
     ours, theirs = (sum(told[name] for name in names) for names in (
         ("match", "merge, unmerge"), ("tomesd match", "tomesd merge, unmerge")))
-    fused = told["attention, fused"]
+    fused, made = told["attention, fused"], told["attention, materialised"]
+    shared = told["merged attention, match shared"] + told["match"] / SHARED
+    ranked, layers = told["rank"] + told["find copies"], (told["layer of all"], told["layer of kept"] + told["leave out, copy"])
     return {"match, merge, unmerge / tomesd's": ours / theirs,
             "merged attention / tomesd's": told["merged attention"] / told["tomesd merged attention"],
-            "the same, match shared / tomesd's": told["merged attention, match shared"] / told["tomesd merged attention"],
+            "the same, match shared / tomesd's": shared / told["tomesd merged attention"],
             "merged / fused": (ours + told["attention of merged"]) / fused,
-            "merged / materialised": (ours + told["attention of merged"]) / told["attention, materialised"],
-            "merged, match shared / fused": (told["merge, unmerge"] + told["attention of merged"]) / fused,
-            "rank, find copies / fused": (told["rank"] + told["find copies"]) / fused,
-            "reuse map / fused": told["reuse map"] / fused} | {
+            "merged / materialised": (ours + told["attention of merged"]) / made,
+            "merged, match shared / fused": shared / fused,
+            "rank, find copies / fused": ranked / fused, "rank, find copies / materialised": ranked / made,
+            "later layer, pruned / all": layers[1] / layers[0], "reuse map / fused": told["reuse map"] / fused,
+            "reuse map / materialised": told["reuse map"] / made} | {
                 f"{name} / by torch": told[name] / told[f"{name}, by torch"] for name in KERNELS if f"{name}, by torch" in told}
 
 
+def saved(flops):
+    """Shares of the FLOPs that are left: of merged over full attention, of a pruned over a full layer, of a reused map."""
+    whole = flops["attention, fused"]
+    return {"merged": (flops["attention of merged"] + flops["match"]) / whole, "later layer, pruned": flops["layer of kept"] / flops["layer of all"],
+            "rank": flops["rank"] / whole, "reuse map": flops["reuse map"] / whole}
+
+
 def table(rows):
-    """Two tables: milliseconds, and ratios; a column per block."""
+    """Three tables, a column per block: milliseconds, ratios of them, and shares of the FLOPs."""
     def lines(kind, show):
         names = list(rows[0][kind])
         width = max(map(len, names))
@@ -169,7 +197,8 @@ def table(rows):
         return " " * max(map(len, rows[0][kind])) + "  " + "  ".join(row["shape"] for row in rows)
 
     milliseconds = lines("milliseconds", "{:.2f}".format)
-    return "\n".join([head("milliseconds"), *milliseconds, "", head("ratios"), *lines("ratios", "{:.2f}".format)])
+    return "\n".join([head("milliseconds"), *milliseconds, "", head("ratios"), *lines("ratios", "{:.2f}".format),
+                      "", head("flops"), *lines("flops", "{:.2f}".format)])
 
 
 @torch.no_grad()
@@ -181,14 +210,18 @@ def main(argv=None, shapes=SHAPES):
     device, found = models.device(), []
     dtype = models.precision(device)
     for name, shape in shapes.items():
-        told = timed(parts(*shape, device, dtype), args.rounds, device)
+        told, counted = timed(parts(*shape, device, dtype), args.rounds, device), flops(shape)
         found.append({"shape": name, "tokens": shape[0] ** 2, "channels": shape[1], "heads": shape[2],
-                      "milliseconds": {part: 1000 * seconds for part, seconds in told.items()}, "ratios": ratios(told)})
-    machine, total = environment(), {name: sum(row["milliseconds"][name] for row in found) for name in MERGED}
+                      "milliseconds": {part: 1000 * seconds for part, seconds in told.items()}, "ratios": ratios(told),
+                      "flop": counted, "flops": saved(counted)})
+    machine, total = environment(), {name: sum(row["milliseconds"][name] for row in found) for name in (*MERGED, "match")}
+    total[MERGED[1]] += total["match"] / SHARED
+    slowest = max(found, key=lambda row: row["ratios"]["merged attention / tomesd's"])
     total = {f"{name} / tomesd's": total[name] / total[MERGED[-1]] for name in MERGED[:-1]}
     print("Milliseconds, medians of {} rounds. {}\n".format(args.rounds, ", ".join(f"{k} {v}" for k, v in machine.items())))
     print(table(found), end="\n\n")
-    print("All shapes together: " + ", ".join(f"{name} {value:.2f}" for name, value in total.items()), end="\n\n")
+    print("All shapes together: " + ", ".join(f"{name} {value:.2f}" for name, value in total.items()))
+    print("Least ahead of tomesd's: {:.2f} of its time, {}\n".format(slowest["ratios"]["merged attention / tomesd's"], slowest["shape"]))
     print(json.dumps({"bench": "blocks", "environment": machine, "rounds": args.rounds, "blocks": found,
                       "total": total}, allow_nan=False))
     return 0
