@@ -14,6 +14,7 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 from fastviz import models, sketch
+from fastviz.methods import sdxs
 from fastviz.stickers import loop, parts, teacher, world
 from fastviz.stickers.sdxs import chain
 from fastviz.stickers.sketch import evaluate, export, fit, network, outline
@@ -30,6 +31,23 @@ def workshop(tiny_pipe, tmp_path, monkeypatch):
     monkeypatch.setattr(chain, "decoder_teacher", lambda: copy.deepcopy(tiny_pipe.vae))
     monkeypatch.setattr(chain, "digest", lambda: "0123456789abcdef")
     return guide
+
+
+def test_training_begins_with_what_is_committed_where_it_fits(workshop, monkeypatch):
+    def made(function):
+        torch.manual_seed(0)
+        return function(workshop.unet).state_dict()
+
+    plain = made(network.untrained)
+    for kept, added in (({name: weight + 1 for name, weight in plain.items()}, 1), (None, 0), ({"another.weight": torch.zeros(2)}, 0)):
+        monkeypatch.setattr(fit, "shipped", lambda folder: kept)
+        assert all(torch.equal(weight, plain[name] + added) for name, weight in made(fit.begun).items())
+
+
+def test_what_lies_beside_the_committed_weights_belongs_to_them():
+    folder = models.MODELS["stickers"].folder
+    assert sketch.missing(folder) == ""
+    assert not sdxs.path_of(folder).exists() or sdxs.missing(folder) == ""
 
 
 # The drawings

@@ -8,7 +8,7 @@ import random
 import torch
 
 from .. import autoencoder, parts, teacher, world
-from ..loop import DEVICE, feed, quick, start_seed, train
+from ..loop import DEVICE, feed, quick, shipped, start_seed, train
 from ..sdxs import chain
 from . import network, outline
 
@@ -89,11 +89,20 @@ def report_of(guide, encoder):
     return report
 
 
+def begun(unet):
+    """The network before its first step: as it is committed for an earlier teacher of the same size, which this one goes on
+    from, or with the teacher's convolutions alone."""
+    control, kept = network.untrained(unet), shipped("sketch") or {}
+    if {name: weight.shape for name, weight in kept.items()} == {name: weight.shape for name, weight in control.state_dict().items()}:
+        control.load_state_dict(kept)
+    return control
+
+
 def fit(minutes, size, lr, fresh=2.0, room=6000):
-    """Goes on from the checkpoint or, without one, from the teacher's convolutions. size: windows per batch."""
+    """Goes on from the checkpoint or, without one, from what `begun` gives. size: windows per batch."""
     seed, guide = start_seed(name(), 15), chain.committed_teacher(minutes)
     encoder = chain.decoder_teacher().encoder
-    control = quick(network.untrained(guide.unet), minutes)
+    control = quick(begun(guide.unet), minutes)
     store, painted = Drawn(encoder, teacher.tokens_of(guide.tokenizer, [""]), room), feed(paint, seed)
     while store.count < 10 * size:
         store.add(*next(painted))
