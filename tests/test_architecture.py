@@ -26,13 +26,13 @@ ARROWS = {
     "profile": {"methods", "models", "request", "sketch"}, "log": set(), "supervise": {"log"},
     "lens": BASE | {"methods"}, "given": set(), "begin": {"given", "patch"}, "sketch": BASE | {"bare", "given", "models"},
     "run": MODELS | {"begin", "lens", "sketch"}, "cost": MODELS | {"bare", "run", "sketch"}, "metrics": {"judge", "models"},
-    "glimpse": {"schedulers"}, "compare": MODELS | {"glimpse", "run", "cost", "metrics"},
+    "stages": {"cost", "models"}, "glimpse": {"schedulers"}, "compare": MODELS | {"glimpse", "run", "cost", "metrics"},
     "store": MODELS | {"given", "run", "compare", "views"},
     "explore": MODELS | {"run", "cost", "metrics", "compare", "store", "views"},
     "lessons": MODELS | {"compare", "run", "store", "views"},
     "views": {"trace"},
     "doctor": MODELS | {"judge", "metrics", "run", "compare"},
-    "ui": MODELS | {"given", "sketch", "compare", "cost", "explore", "lessons", "profile", "run", "store", "views"},
+    "ui": MODELS | {"given", "sketch", "compare", "cost", "explore", "lessons", "profile", "run", "stages", "store", "views"},
     "": MODELS | {"compare", "metrics", "run"},
 }
 

@@ -2,16 +2,18 @@
 
 import base64
 import io
+import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fastviz import models, views
+from fastviz.methods import olss
 from fastviz.patch import transformer_blocks
 from fastviz.request import BadRequest, Request
 from fastviz.trace import load
-from fastviz.ui import inside
+from fastviz.ui import figures, inside
 from fastviz.ui.inside import Inside, block_label, checked, words_of
 from fastviz.ui.job import Job
 
@@ -56,6 +58,23 @@ def test_every_row_is_recorded_and_shown(look, finished):
         assert list(row["strips"]) == ["computed", *["age", "stale"] * (row["title"] == "Attention reuse")]
         assert "estimate" in load(look.traces[row["index"]]).channels
     assert look.status()["state"] == "finished"
+
+
+def test_rows_with_a_scheme_of_their_own_show_it(tiny_pipe, tiny_home, monkeypatch, tmp_path):
+    monkeypatch.setitem(models._loaded, "stickers", tiny_pipe)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    measured = {name: {"gaps": [0.4, 0.3, 0.2, 0.1], "rmse": 0.1, "timesteps": [999, 749, 499, 249]} for name in ("DDIM", "OLSS")}
+    path = olss.path_of(tiny_home, "olss", 4, 3.0)
+    told = json.loads(path.read_text())
+    look = Inside(Job(Request("a cat", size=128, steps=4, repeats=1, methods="full,olss(steps=4),sdxs,sdxs(unet=false)")))
+    assert figures.of_row(tiny_pipe, look.job.request, look.job.request.methods[1]) == []  # nothing was measured
+    path.write_text(json.dumps(told | {"fitted": told["fitted"] | {"measured": measured}}))
+    found = [figures.of_row(tiny_pipe, look.job.request, stack) for stack in look.job.request.methods]
+    path.write_text(json.dumps(told))
+    assert [[each["title"] for each in row] for row in found] == [[], list(figures.TITLES.values())[:3], ["What was taken out of the network"], []]
+    for each in (*found[1], *found[2]):
+        light, dark = (np.asarray(picture(each[name]).convert("L")) for name in ("light", "dark"))
+        assert light.shape == dark.shape and light[0, 0] > 200 and dark[0, 0] < 60
 
 
 def test_before_anything_is_recorded_there_is_nothing_to_choose(finished):

@@ -9,6 +9,7 @@ from test_views_student import words
 
 from fastviz import views
 from fastviz.fit import figures
+from fastviz.methods import olss
 from fastviz.views.rows import traced
 
 
@@ -24,7 +25,7 @@ def told(olss_files):
 
 
 def test_a_file_becomes_three_pictures(told, tmp_path):
-    found = figures.of_file(told)
+    found = views.scheme(olss.explained(told))
     assert list(found) == ["timesteps", "coefficients", "distance"]
     dots = [line.get_xdata() for line in found["timesteps"].axes[0].lines if line.get_marker() not in ("None", "")]
     assert sorted(map(list, dots)) == sorted([told["timesteps"], [999, 749, 499, 249], [999, 692, 455, 173]])
@@ -38,7 +39,7 @@ def test_a_file_becomes_three_pictures(told, tmp_path):
 
 def test_a_file_without_published_timesteps_has_two_lines(told):
     del told["fitted"]["measured"]["DDIM, AYS timesteps"]
-    assert "Align" not in words(figures.of_file(told)["timesteps"])
+    assert "Align" not in words(views.scheme(olss.explained(told))["timesteps"])
 
 
 @pytest.mark.parametrize("dark", (False, True))

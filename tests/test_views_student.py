@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastviz import views
+from fastviz import stages, views
 from fastviz.stickers import parts
-from fastviz.stickers.sdxs import network, stages
+from fastviz.stickers.sdxs import network
 
 
 def words(figure):

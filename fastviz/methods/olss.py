@@ -88,6 +88,19 @@ def fits(scheduler, own):
         raise Refused("The coefficients were fitted to another noise schedule than this model's: fit them to this model.")
 
 
+def explained(told):
+    """What pictures of a schedule are drawn from: told is a configuration as the fit saves it. -> {"timesteps" and "gaps", the
+    distances from the full run's path: {name: one per step}, "alphas": cumulative, by timestep, "fitted" and "ddim": (wx, we)}"""
+    from ..schedulers import BETAS, alphas_of, ddim
+
+    config, lanes = {name: told[name] for name in BETAS}, told["fitted"]["measured"]
+    chosen = {"This schedule": told["timesteps"], "Even": lanes["DDIM"]["timesteps"]}
+    if other := next((lane for name, lane in lanes.items() if name.startswith("DDIM, AYS")), None):
+        chosen["Align Your Steps"] = other["timesteps"]
+    return {"timesteps": chosen, "alphas": alphas_of(config, range(config["num_train_timesteps"]))[:-1], "fitted": (told["wx"], told["we"]),
+            "ddim": ddim(alphas_of(config, told["timesteps"])), "gaps": {name: lane["gaps"] for name, lane in lanes.items()}}
+
+
 # What a traced run records
 
 def recording(scheduler, context):

@@ -16,7 +16,7 @@ from .. import models
 from ..request import BadRequest
 from ..store import picture_name
 from ..trace import load as load_trace
-from . import worker
+from . import figures, worker
 from .board import png
 from .job import Work
 
@@ -108,7 +108,7 @@ class Inside(Work):
                                on_step=lambda step, steps: self.watch(i, row.title, step, steps))
                 frames = estimates(pipe, trace.channels, row.steps, self.stop.is_set)
             trace.save(path)
-            found = self.shown(row, trace, frames)
+            found = self.shown(row, trace, frames) | {"figures": figures.of_row(pipe, self.job.request, self.job.request.methods[row.index])}
         except (Stopped, Lost):
             raise
         except Exception as error:

@@ -7,7 +7,7 @@ from .reuse import one_reuse, reused, schedules
 from .rows import equal_steps, followed, one_step
 from .saved import saved
 from .scatter import scatter
-from .schedule import distance, timesteps, triangle
+from .schedule import distance, scheme, timesteps, triangle
 from .student import decoders, networks
 from .summary import summary
 from .table import table

@@ -15,6 +15,12 @@ WRITTEN = 12  # steps up to which every coefficient is written into its cell
 REVISION = 0.5  # relative change at which the colour of the third triangle is full
 
 
+def scheme(told, dark=False):
+    """{"timesteps", "coefficients", "distance"}: matplotlib Figures of what methods.olss.explained tells."""
+    return {"timesteps": timesteps(told["timesteps"], told["alphas"], dark),
+            "coefficients": triangle(told["fitted"], told["ddim"], dark), "distance": distance(told["gaps"], dark)}
+
+
 def explain(figure, title, text, theme, width=112):
     """The title and, under the figure, the sentences that explain it."""
     figure.suptitle(title, color=theme.ink, fontsize=13, x=0.01, ha="left")

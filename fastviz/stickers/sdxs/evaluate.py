@@ -11,13 +11,13 @@ from statistics import mean, median
 import torch
 from PIL import Image
 
-from ... import cost, metrics, run, views
+from ... import cost, metrics, run, stages, views
 from ...compare import environment
 from ...methods import full
 from ...request import Request
 from .. import autoencoder, evaluate, loop, measures
 from ..loop import DEVICE, checkpoint
-from . import chain, decoder, export, network, stages
+from . import chain, decoder, export, network
 
 RESULT = loop.SHIPPED.parent / "bench/student.json"
 FULL, FEW = 50, 25  # steps of the teacher

@@ -91,7 +91,8 @@
       h("div", { class: "chips", role: "group", "aria-label": "What to show" }, parts.chips[0], h("span", {}, "Attention to:"), parts.chips.slice(1)), parts.hint);
     parts.grid = h("div", { class: "lenses" });
     parts.legend = h("p", { class: "note" }, "The strip below each picture: steps from left to right, blocks from top to bottom. Click it to go there. The band under it: all work of each step; orange is what was saved of the full model's.");
-    place.replaceChildren(parts.controls, parts.grid, parts.legend);
+    parts.figures = h("div", { class: "schemes" });
+    place.replaceChildren(parts.controls, parts.grid, parts.legend, parts.figures);
   }
 
   function play() {
@@ -112,6 +113,7 @@
     card.save = h("button", { type: "button", class: "save", onclick: () => save(card) }, "Save this picture");
     card.place = h("div", { class: "strip", title: "Steps from left to right, blocks from top to bottom: click to go there" }, card.strip, card.cursor);
     card.element = h("article", { class: "lens" }, card.title, row.error ? h("p", { class: "refusal" }, row.error) : [card.canvas, card.caption, card.place, card.work, card.says, card.kind, card.sentence, card.legend, card.save]);
+    if (!row.error && row.figures.length) parts.figures.append(figures(row));
     parts.cards.set(row.index, card);
     parts.grid.append(card.element);
     if (row.error) return;
@@ -146,6 +148,13 @@
     card.picture = await image(row.picture);
     card.estimates = await image(row.estimates);
     draw();
+  }
+
+  /** What a row is made of, for both colour schemes. */
+  function figures(row) {
+    const shown = row.figures.map((each) => h("figure", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${each.title}: ${row.title}` },
+      h("img", { class: "by-day", src: each.light, alt: each.title }), h("img", { class: "by-night", src: each.dark, alt: each.title })));
+    return h("details", {}, h("summary", {}, `What ${row.title} is made of`), shown);
   }
 
   function point(y, x) {

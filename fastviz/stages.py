@@ -2,9 +2,8 @@
 
 import torch
 
-from ...cost import Flops
-from ...models import quiet
-from . import network
+from .cost import Flops
+from .models import quiet
 
 
 def parts_of(unet):
@@ -31,4 +30,4 @@ def stages(unet, side=32, tokens=24):
         bare(x, t, text)
     found = [(key, part, spent[key]) for key, part in parts.items()] + [(("all", 0), bare, mode.total)]
     return [{"side": key[0], "level": key[1], "transformers": sum(hasattr(module, "attn1") for module in part.modules()),
-             "parameters": network.parameters(part), "flops": flops} for key, part, flops in found]
+             "parameters": sum(weight.numel() for weight in part.parameters()), "flops": flops} for key, part, flops in found]
