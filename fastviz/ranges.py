@@ -20,12 +20,12 @@ def ranged(name, function):
     return named
 
 
-def own(kind, context, key, *names):
-    """The class `kind` of method `key`; in a profiled run a subclass whose functions `names` are ranges: what they do is
-    the method's own work, which the full model does without. None of them may call what the full model does."""
+def own(kind, context, **names):
+    """The class `kind` of a method; in a profiled run a subclass of which some functions are ranges, {function: what it does,
+    in a word}: the method's own work, which the full model does without. None of them may call what the full model does."""
     if not context.ranges:
         return kind
-    return type(kind.__name__, (kind,), {name: ranged(OWN + key, getattr(kind, name)) for name in names})
+    return type(kind.__name__, (kind,), {name: ranged(OWN + work, getattr(kind, name)) for name, work in names.items()})
 
 
 @contextmanager

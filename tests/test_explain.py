@@ -59,12 +59,12 @@ def test_attention_is_attention_however_it_is_computed(tiny_pipe):
     assert "attention" in stored["aten::bmm"] and {kind for name in stored if "softmax" in name for kind in stored[name]} == {"attention"}
 
 
-@pytest.mark.parametrize("text, key, operator", (("tome", "tome", "aten::topk"), ("tome", "tome", "aten::embedding_bag"), ("tome", "tome", "aten::bmm"),
-                                                 ("atedm(tau=0)", "atedm", "aten::argsort")))
-def test_what_a_method_adds_is_its_own_work(tiny_pipe, text, key, operator):
+@pytest.mark.parametrize("text, work, operator", (("tome", "matching", "aten::topk"), ("tome", "merging", "aten::embedding_bag"), ("tome", "matching", "aten::bmm"),
+                                                  ("atedm(tau=0)", "ranking", "aten::argsort")))
+def test_what_a_method_adds_is_its_own_work(tiny_pipe, text, work, operator):
     events, _ = events_of(tiny_pipe, text)
     found = kinds(events)
-    assert OWN + key in found and "own" in found[operator]
+    assert OWN + work in found and "own" in found[operator]
     assert not any(event.name == UNET or event.name.startswith(PART) for own in events if own.name.startswith(OWN) for event in own.cpu_children)
 
 
@@ -103,7 +103,18 @@ def test_the_seconds_of_each_row_are_its_measured_time(told):
     for row, each in zip(rows, found):
         assert sum(each.seconds.values()) == pytest.approx(row.seconds) and list(each.seconds) == list(CLASSES)
     assert found[0].seconds["own"] == 0 < found[1].seconds["own"]
+    assert found[0].own == {} and found[0].saved is None and set(found[1].own) == {"matching", "merging"}
+    for row, each in zip(rows[1:], found[1:]):
+        assert sum(each.own.values()) == pytest.approx(each.seconds["own"])
+        assert each.saved - each.seconds["own"] == pytest.approx(rows[0].seconds - row.seconds)
     assert found[0].touched is None and found[0].bound is None and found[0].growth == {}
+
+
+def test_what_its_own_work_costs_and_saves_is_told_in_words():
+    told = explain.Breakdown(1, "tome", "Token merging", 50, seconds={"own": 0.5}, own={"matching": 0.4, "merging": 0.1}, saved=1.25)
+    assert explain.balance(told) == "Its own work takes 0.50 s, 0.40 s for matching and 0.10 s for merging, and saves 1.25 s elsewhere."
+    told.own, told.saved = {"ranking": 0.5}, -0.1
+    assert explain.balance(told) == "Its own work, ranking, takes 0.50 s and saves nothing elsewhere."
 
 
 def test_what_can_be_touched_grows_with_the_picture_and_bounds_the_speed(told):

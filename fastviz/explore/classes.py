@@ -22,12 +22,13 @@ CLASS_OF = {f"aten::{name}": kind for kind, names in OPERATORS.items() for name 
 
 def place(name, above):
     """(class, part) of an event called `name` inside an event of (class, part) `above`. The outermost name decides, but a
-    range of a method or of the scheduler decides over all: a softmax is attention, and matching when it is part of that."""
+    range of a method or of the scheduler decides over all: a softmax is attention, and matching when it is part of that. The
+    part of a method's own work is the word for it."""
     kind, part = above
     if kind in ("own", "scheduler"):
         return above
     if name.startswith(OWN):
-        return "own", part
+        return "own", name.removeprefix(OWN)
     if name == SCHEDULER:
         return "scheduler", part
     if name.startswith(PART):
@@ -38,8 +39,8 @@ def place(name, above):
 
 
 def spent(events, accelerated):
-    """{(class, part): s} of one sampling step from the events of its profile (torch's FunctionEvents), part being the
-    innermost of ranges.PARTS or "". From the U-Net's first operation on; the values add up to the whole stretch.
+    """{(class, part): s} of one sampling step from the events of its profile (torch's FunctionEvents), see `place`; part is
+    the innermost of ranges.PARTS or "". From the U-Net's first operation on; the values add up to the whole stretch.
 
     accelerated: time is that of the device, and what it waited for is "between" operations.
     """

@@ -27,9 +27,10 @@ DECODER = "decoder"  # what `touched` calls it, and its class
 @dataclass
 class Breakdown:
     """Where one row's time went. error: a sentence, and then nothing after it is filled in; seconds: {class: s}, which
-    add up to the row's measured time; profiled: the steps whose shares were measured.
+    add up to the row's measured time; own: {word: s}, what of it is the method's own work; profiled: the steps whose shares
+    were measured.
 
-    For all but the full model: touched, the share of the full model's time that the row's methods can save anything of;
+    For all but the full model: saved, seconds of the full model's work that the row did without; touched, the share of the full model's time that the row's methods can save anything of;
     bound: how many times as fast it were if all that took no time (Amdahl), math.inf where that is everything; growth:
     {px: the same share, of FLOPs}.
     """
@@ -39,6 +40,8 @@ class Breakdown:
     steps: int
     error: str | None = None
     seconds: dict = field(default_factory=dict)
+    own: dict = field(default_factory=dict)
+    saved: float | None = None
     profiled: tuple = ()
     speedup: float | None = None
     touched: float | None = None
@@ -199,7 +202,9 @@ def fill(told, pipe, request, row, full, on_step, stop):
     found = profiles(pipe, request, stack, row.steps, chosen(labels), on_step, stop)
     seconds = seconds_of(row, labels, found)
     told.seconds, told.profiled = by_class(seconds), tuple(sorted(found))
+    told.own = {word: took for (kind, word), took in seconds.items() if kind == "own"}
     if full:
+        told.saved = sum(full.values()) - sum(seconds.values()) + told.seconds["own"]
         told.touched = touched_time(pipe, request, stack, row, full)
         told.bound = bound(told.touched)
         told.growth = {size: touched_flops(pipe, request, stack, row, size) for size in SIZES}
@@ -218,6 +223,9 @@ def table(told):
     kinds = [kind for kind in CLASSES if any(each.seconds[kind] for each in shown)]
     lines = [["share of its time", *(each.stack for each in shown)]]
     lines += [[CLASSES[kind], *(f"{each.seconds[kind] / sum(each.seconds.values()):.1%}" for each in shown)] for kind in kinds]
+    words = list(dict.fromkeys(word for each in shown for word in each.own))
+    lines += [[f"s of own work, {word}", *(f"{each.own[word]:.3f}" if word in each.own else "-" for each in shown)] for word in words]
+    lines += [["s saved elsewhere", *("-" if each.saved is None else f"{each.saved:.3f}" for each in shown)]]
     lines += [["seconds", *(f"{sum(each.seconds.values()):.3f}" for each in shown)],
               ["times as fast", *("-" if each.speedup is None else f"{each.speedup:.2f}" for each in shown)],
               ["touches, of full's time", *("-" if each.touched is None else f"{each.touched:.1%}" for each in shown)],
@@ -240,5 +248,14 @@ def verdict(told):
     got = "it was not applied" if not told.speedup else f"it is {told.speedup:.2f} times as fast" + (", slower" if told.speedup < 1 else "")
     if told.bound and told.speedup and told.speedup > told.bound:
         got += ", more than that, so these times vary: time more runs"
-    own = f", and {told.seconds['own'] / whole:.0%} of its time is its own work" if told.seconds["own"] else ""
-    return f"It touches {told.touched:.0%} of the full model's time: {best}. Here {got}{own}."
+    own = f" {balance(told)}" if told.own else ""
+    return f"It touches {told.touched:.0%} of the full model's time: {best}. Here {got}.{own}"
+
+
+def balance(told):
+    """One sentence: what a method's own work costs, and what it saves."""
+    spent, saves = told.seconds["own"], f"saves {told.saved:.2f} s" if told.saved > 0 else "saves nothing"
+    if len(told.own) == 1:
+        return f"Its own work, {next(iter(told.own))}, takes {spent:.2f} s and {saves} elsewhere."
+    words = " and ".join(f"{took:.2f} s for {word}" for word, took in told.own.items())
+    return f"Its own work takes {spent:.2f} s, {words}, and {saves} elsewhere."

@@ -368,7 +368,7 @@ def attach(pipe, knobs, context):
      - context.pruned: its later layers, at steps at which they see fewer tokens
     """
     kind = RecordedPruning if context.trace is not None else Pruning
-    kind = own(kind, context, KEY, "choose", "prune", "recover")
+    kind = own(kind, context, choose="ranking", prune="leaving out", recover="filling in")
 
     def tell(pruning):
         if pruning.previous is not None:

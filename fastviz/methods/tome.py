@@ -296,7 +296,8 @@ def attach(pipe, knobs, context):
      - block.forward, and forward of attn1, attn2 and ff as far as they merge
     Refused for a floor in compiled blocks.
     """
-    kind = own(RecordedMerging if context.trace is not None else Merging, context, KEY, "prepare", "fewer", "all")
+    kind = own(RecordedMerging if context.trace is not None else Merging, context,
+               prepare="matching", fewer="merging", all="merging")
     wanted, matches = parts(knobs), {}
     with ExitStack() as exits:
         for name, block, size in active(pipe.unet, context.grid, knobs) if wanted else []:

@@ -26,19 +26,30 @@
     const bar = h("div", { class: "parts", role: "img", "aria-label": `${title}: ${words}`, style: `width:${(100 * sum) / most}%` },
       kinds.filter((kind) => row.seconds[kind] > 0).map((kind) => h("i", { class: `kind-${kind}`, style: `flex-grow:${row.seconds[kind] / sum}`,
         title: `${classes[kind]}: ${format.seconds(row.seconds[kind])}, ${percent(row.seconds[kind] / sum)}` })));
-    return h("section", { class: "reason" }, h("h3", {}, title, h("span", {}, format.seconds(sum))), bar, h("p", { class: "sentence" }, row.verdict));
+    return h("section", { class: "reason" }, h("h3", {}, title, h("span", {}, format.seconds(sum))), bar, balance(row, most), h("p", { class: "sentence" }, row.verdict));
+  }
+
+  /** What the method's own work takes beside what it saves, on the scale of the bars of time. */
+  function balance(row, most) {
+    const pairs = [["spent", "Own work", row.seconds.own], ["saved", "Saves elsewhere", row.saved]];
+    if (!row.seconds.own || !known(row.saved)) return "";
+    return h("dl", { class: "balance" }, pairs.map(([kind, name, seconds]) =>
+      h("div", {}, h("dt", {}, name), h("dd", {}, h("i", { class: kind, style: `width:${(100 * Math.max(0, seconds)) / most}%` }), format.seconds(Math.max(0, seconds))))));
   }
 
   function numbers(good, rows, titles, kinds, classes) {
     const title = (row) => titles[rows.indexOf(row)];
     const line = (name, cell, says) => h("tr", {}, h("th", { scope: "row", title: says }, name), good.map((row) => h("td", {}, cell(row))));
     const sizes = Object.keys((good.find((row) => Object.keys(row.growth).length) || { growth: {} }).growth);
+    const words = [...new Set(good.flatMap((row) => Object.keys(row.own)))];
     const or = (value, reads) => (known(value) ? reads(value) : "–");
     return h("section", { class: "numbers" }, h("h2", {}, "Shares of each row's time, and what it can touch"),
       h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of shares" }, h("table", {},
         h("thead", {}, h("tr", {}, h("th", { scope: "col" }, h("span", { class: "unseen" }, "What")), good.map((row) => h("th", { scope: "col", class: "plain" }, title(row))))),
         h("tbody", {},
           kinds.map((kind) => line(classes[kind], (row) => percent(row.seconds[kind] / whole(row)))),
+          words.map((word) => line(`Own work: ${word}`, (row) => or(row.own[word], format.seconds))),
+          line("Saved elsewhere", (row) => or(row.saved, format.seconds), "What the full model's other work takes longer"),
           line("Touches, of full's time", (row) => or(row.touched, percent), "The share of the full model's time in which the row's methods can save anything"),
           line("At best", (row) => (known(row.bound) ? format.times(row.bound) : known(row.touched) ? "no end" : "–"), "Amdahl's bound: if all that took no time"),
           line("Measured", (row) => or(row.speedup, format.times)),
