@@ -560,6 +560,7 @@ def experiment_of(values):
     at = list(range(1, len(values) + 1))
     rows = [[value, value] for value in values]
     return {"reuse_at": at, "latent_rmse": rows, "local_rmse": rows, "lpips": rows, "psnr": rows, "lpips_name": "LPIPS",
+            "amplification": [None, *[2.0] * (len(at) - 1)],
             "staleness": {"down_blocks.0.attentions.1.transformer_blocks.2.attn1": values, "mid_block.attn2": values}}
 
 
@@ -570,7 +571,9 @@ def test_the_sentence_says_what_the_figure_shows(values, says):
     figure = views.one_reuse(experiment_of(values))
     assert says in figure.get_suptitle() and views.png(figure, 40)[:4] == b"\x89PNG"
     lines = [line.get_ydata() for axes in figure.axes for line in axes.lines if line.get_linestyle() == "-"]
+    *lines, amplified = lines
     assert len(lines) == 3 and all(list(line) == values for line in lines)
+    assert np.isnan(amplified[0]) and set(amplified[1:]) == {2.0}
     labels = [label.get_text() for axes in figure.axes for label in axes.get_yticklabels()]
     assert "down 0.1.2 self" in labels and "mid cross" in labels
 

@@ -109,13 +109,18 @@ def one_reuse(told, dark=False):
     """What `search one-reuse` found -> Figure: distortion against the step that reuses, and staleness by layer."""
     theme, at = t.DARK if dark else t.LIGHT, told["reuse_at"]
     layers = list(told["staleness"])
-    figure = t.blank(11, max(5.6, 1.6 + HEIGHT * len(layers)), theme)
+    figure = t.blank(11, max(7.2, 1.6 + HEIGHT * len(layers)), theme)
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.05], facecolor=theme.paper)
     seen = not any(isinstance(value, str) for values in told["lpips"] for value in values)
     first = ("lpips", told["lpips_name"]) if seen else ("psnr", "PSNR, dB")
     panels = [first, ("latent_rmse", "Latents at the end, RMS"), ("local_rmse", "Latents right after, RMS")]
-    for look, (axes, (key, label)) in enumerate(zip(left.subplots(3, 1, sharex=True), panels)):
-        curve(axes, at, told[key], label, look, theme)
+    *others, axes = left.subplots(4, 1, sharex=True)
+    for look, (each, (key, label)) in enumerate(zip(others, panels)):
+        curve(each, at, told[key], label, look, theme)
+    t.plain_axes(axes, theme)
+    axes.plot(at, [np.nan if times is None else times for times in told["amplification"]], color=t.COLOURS[3], linewidth=1.8)
+    axes.axhline(1, color=theme.faint, linewidth=0.8, linestyle="--")
+    axes.set_ylabel("End / right after", color=theme.ink, fontsize=8)
     axes.set_xlabel("The one step that reuses", color=theme.ink, fontsize=9)
     cells = right.subplots()
     values = np.array([told["staleness"][layer] for layer in layers])
