@@ -308,6 +308,19 @@ def test_a_larger_teacher_is_trained_gone_on_with_and_exported(tmp_path, monkeyp
         assert torch.equal(value.half().float(), kept)
 
 
+def test_bars_are_told_with_what_reaches_them():
+    told = {"objects: 1": {"objects": 0.96, "background": 1.0, "size": 0.95}, "objects: 2": {"objects": 0.7, "background": 0.92, "size": 0.6},
+            "psnr": {"model": 28.0}, "diversity": {"drawn": 2.7, "real": 3.0}, "megabytes": 40.0}
+    found = {name: rest for name, *rest in evaluate.bars(told)}
+    assert found["one object"] == [0.96, 0.95, True] and found["two objects"] == [0.7, 0.90, False]
+    assert found["background"] == [0.96, 0.97, False] and found["diversity of that of real scenes"] == [0.9, 0.8, True]
+    assert found["relation"][0] is None and not found["relation"][2]  # no picture had both objects
+    assert found["PSNR of AutoencoderKL, dB"] == [None, 32, False] and found["PSNR of the tiny decoder, dB"] == [28.0, 30, False]
+    assert found["MB on disk"][2] and not found["s for 50 guided steps"][2]
+    lines = evaluate.table(evaluate.bars(told | {"seconds": 4.0})).splitlines()
+    assert len(lines) == len(found) and lines[-1].endswith("bar 6: reached") and "not reached" in lines[4]
+
+
 def test_diffusers_alone_draws_what_the_model_drew_when_it_was_evaluated():
     """PSNR above 35 dB for each of six pictures: other processors and versions round otherwise, other weights draw otherwise."""
     pipe = StableDiffusionPipeline.from_pretrained(loop.SHIPPED / "model", local_files_only=True, torch_dtype=torch.float32)

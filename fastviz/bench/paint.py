@@ -1,9 +1,10 @@
-"""How soon the page can be read in a browser, beside the smallest page that Gradio makes: a text box and a button; and how
-soon a picture follows the pen.
+"""How soon the page can be read in a browser, beside the smallest page that Gradio makes: a text box and a button; how soon a
+picture follows the pen; and how soon a look inside a comparison shows another moment.
 
 Both pages are served side by side and opened by turns in Chromium, each time as a stranger (nothing cached). Seconds from the
-request until the text box and the button are painted, and from lifting the pen until the quick picture is another one. Needs
-playwright, from requirements-test.txt, and Chromium.
+request until the text box and the button are painted, from lifting the pen until the quick picture is another one, and from
+choosing a step, a block, a word or a point until its overlays are painted. Needs playwright, from requirements-test.txt, and
+Chromium.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import shutil
 import time
 from statistics import median
 
+from ..request import Request
+from ..store import query
 from . import page
 
 EMPTY = "import gradio\nwith gradio.Blocks() as demo: gradio.Textbox(); gradio.Button('Run')\ndemo.launch()"
@@ -66,9 +69,49 @@ def followed(browser, address, strokes):
     return found[1:]
 
 
-def measure(visits):
-    """{page: {"seconds": median, "spread": [least, most], "files", "bytes"}} of so many counted visits to each, by turns, and
-    what `followed` says of as many lines."""
+MOMENTS = {  # what is chosen in a look inside: the element, and what is done to it
+    "step": ("#inside-step", """e => {
+        e.value = (Number(e.value) + 1) % (Number(e.max) + 1);
+        e.dispatchEvent(new Event("input")) }"""),
+    "block": (".looking .choose select", """e => {
+        e.selectedIndex = (e.selectedIndex + 1) % e.options.length;
+        e.dispatchEvent(new Event("change")) }"""),
+    "word": (".chips", """e => {
+        const words = [...e.querySelectorAll(".chip")].slice(1);
+        words[(words.findIndex(each => each.ariaPressed === "true") + 1) % words.length].click() }"""),
+}
+PAINTED = """async ([where, act]) => {
+    const drawn = () => [...document.querySelectorAll('.lens canvas')].map(each => each.toDataURL()).join();
+    const frame = () => new Promise(done => requestAnimationFrame(done));
+    const before = drawn(), begun = performance.now();
+    eval(act)(document.querySelector(where));
+    do await frame(); while (drawn() === before && performance.now() - begun < 20000);
+    await frame();
+    return (performance.now() - begun) / 1000;
+}"""
+
+
+def scrubbed(browser, address, times):
+    """{what was chosen: seconds until other overlays are painted, so many times} in a look inside what `address` asks for."""
+    tab = browser.new_page(viewport={"width": 1280, "height": 900})
+    tab.goto(address)
+    tab.wait_for_function(SEEN, polling="raf", timeout=60_000)
+    for button in ("#run", "#look"):
+        if button == "#look":
+            tab.get_by_role("tab", name="Inside").click()
+        tab.locator(button).click()
+        for state in ("running", "finished"):
+            tab.wait_for_function("state => document.body.dataset.state === state", arg=state, timeout=600_000)
+    tab.wait_for_function("document.querySelectorAll('.lens canvas').length > 1")
+    tab.wait_for_timeout(2000)  # the first overlays
+    found = {name: [tab.evaluate(PAINTED, list(moment)) for _ in range(times)] for name, moment in MOMENTS.items()}
+    tab.close()
+    return found
+
+
+def measure(visits, asked):
+    """({page: {"seconds": median, "spread": [least, most], "files", "bytes"}} of so many counted visits to each, by turns, what
+    `followed` says of as many lines, and `scrubbed` of as many moments of the comparison `asked`)."""
     from playwright.sync_api import sync_playwright
 
     with page.serving(*PAGES["fastviz"]) as (ours, _), page.serving(*PAGES["empty"]) as (empty, _), sync_playwright() as play:
@@ -77,9 +120,9 @@ def measure(visits):
         for i in range(visits + 1):
             for name in addresses if i % 2 else reversed(addresses):
                 seen[name].append(opened(browser, addresses[name]))
-        pen = followed(browser, ours, visits)
+        pen, moments = followed(browser, ours, visits), scrubbed(browser, f"{ours}/?{query(asked)}", visits)
         browser.close()
-    return {name: summary(found[1:]) for name, found in seen.items()}, pen  # the first visit warms the server
+    return {name: summary(found[1:]) for name, found in seen.items()}, pen, moments  # the first visit warms the server
 
 
 def summary(found):
@@ -93,14 +136,16 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m fastviz bench paint", description=__doc__.splitlines()[0])
     parser.add_argument("--visits", type=int, default=7, help="counted visits to each page")
     args = parser.parse_args(argv)
-    pages, pen = measure(args.visits)
+    pages, pen, moments = measure(args.visits, Request("a cat and a pizza on the beach"))
     for name, told in pages.items():
         print(f"{name:8} {told['seconds']:.2f} s ({told['spread'][0]:.2f}-{told['spread'][1]:.2f}), {told['files']} files, {told['bytes'] / 1e6:.2f} MB")
     later = pages["fastviz"]["seconds"] - pages["empty"]["seconds"]
     print(f"later than Gradio's empty page: {later:.2f} s")
     if pen:
         print(f"a picture follows the pen after {median(pen):.2f} s ({min(pen):.2f}-{max(pen):.2f})")
-    told = {"pages": pages, "later": later, "pen": pen}
+    for name, seconds in moments.items():
+        print(f"another {name} is shown inside after {median(seconds):.3f} s ({min(seconds):.3f}-{max(seconds):.3f})")
+    told = {"pages": pages, "later": later, "pen": pen, "moments": moments}
     print(json.dumps({"bench": "paint", "environment": environment(), **told}))
 
 

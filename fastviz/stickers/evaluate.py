@@ -2,12 +2,15 @@
 
 import json
 import random
+from statistics import median
 
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
-from .. import judge, models
+from .. import judge, models, run
+from ..methods import full
+from ..request import Request
 from . import autoencoder, card, measures, parts, world
 
 FOLDER = judge.FOLDER.parent
@@ -104,9 +107,38 @@ def main(count, steps, guidance):
                     for name, vae in [("model", pipe.vae)] + [("tiny", autoencoder.trained())] * (FOLDER / "tiny").is_dir()}
     told["megabytes"] = round(sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) / 2**20, 1)
     told["parameters"] = sum(p.numel() for part in (pipe.unet, pipe.text_encoder) for p in part.parameters())
+    told["seconds"] = seconds(pipe)
     (FOLDER / "evaluation.json").write_text(json.dumps(told, indent=1) + "\n")
     card.write()
+    print(table(bars(told)))
     print(json.dumps(told))
+
+
+def seconds(pipe, repeats=3):
+    """Median seconds of 50 guided steps, from prompt to picture, after a run that warms up."""
+    asked = Request("a cat on the beach", methods="full")
+    return round(median(run.generate(pipe, asked, (full.Knobs(),), 50).seconds for _ in range(repeats + 1)), 2)
+
+
+def bars(told):
+    """[(figure, value or None, bar, whether it is reached)] of an evaluation, the judge's own figures first."""
+    judge, one, two = (json.loads((FOLDER / "judge/config.json").read_text())["heldout"]["clean"], told["objects: 1"], told["objects: 2"])
+    small, diverse = told["psnr"].get("tiny", told["psnr"]["model"]), told["diversity"]["drawn"] / told["diversity"]["real"]
+    least = [("judge: both of two objects", judge["pair"], 0.98), ("judge: background", judge["background"], 0.99),
+             ("judge: relation", judge["relation"], 0.95), ("one object", one["objects"], 0.95), ("two objects", two["objects"], 0.90),
+             ("background", (one["background"] + two["background"]) / 2, 0.97), ("relation", two.get("relation"), 0.85),
+             ("size words, one object", one.get("size"), 0.90), ("size words, two objects", two.get("size"), 0.90),
+             ("PSNR of AutoencoderKL, dB", told["psnr"]["model"] if "tiny" in told["psnr"] else None, 32),
+             ("PSNR of the tiny decoder, dB", small, 30), ("diversity of that of real scenes", round(diverse, 4), 0.8)]
+    most = [("MB on disk", told["megabytes"], 50), ("s for 50 guided steps", told.get("seconds"), 6)]
+    return ([(name, value, bar, value is not None and value >= bar) for name, value, bar in least]
+            + [(name, value, bar, value is not None and value <= bar) for name, value, bar in most])
+
+
+def table(found):
+    """Bars as text."""
+    return "\n".join(f"{name:<34}{'-' if value is None else f'{value:g}':>10}  bar {bar:g}: {'reached' if good else 'not reached'}"
+                     for name, value, bar, good in found)
 
 
 def encoded(vae, pictures):
