@@ -308,6 +308,13 @@ def test_a_larger_teacher_is_trained_gone_on_with_and_exported(tmp_path, monkeyp
         assert torch.equal(value.half().float(), kept)
 
 
+def test_a_relation_counts_where_the_caption_tells_it():
+    scenes = evaluate.prompts(40, 3, 2)
+    told, untold = ([scene for scene in scenes if world.said(scene) == said][:6] for said in (True, False))
+    pictures = [world.render(scene) for scene in told]
+    assert measures.recall(told, pictures)[0]["relation"] > 0.8 and "relation" not in measures.recall(untold, [world.render(each) for each in untold])[0]
+
+
 def test_bars_are_told_with_what_reaches_them():
     told = {"objects: 1": {"objects": 0.96, "background": 1.0, "size": 0.95}, "objects: 2": {"objects": 0.7, "background": 0.92, "size": 0.6},
             "psnr": {"model": 28.0}, "diversity": {"drawn": 2.7, "real": 3.0}, "megabytes": 40.0}

@@ -57,7 +57,7 @@ with two, DDIM, {sampling} steps, guidance {guidance}. The judge that reads the 
 | all objects found | {one[objects]:.1%} | {two[objects]:.1%} |
 | background found | {one[background]:.1%} | {two[background]:.1%} |
 | size word true, given the object | {one[size]:.1%} | {two[size]:.1%} |
-| relation true, given both objects | | {two[relation]:.1%} |
+| relation true where it is said, given both objects | | {two[relation]:.1%} |
 
 | | drawn | real scenes |
 |---|---|---|

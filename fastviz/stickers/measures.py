@@ -19,8 +19,9 @@ def share(values):
 
 
 def recall(scenes, pictures, reader=None):
-    """Shares in 0..1 of scenes whose objects (all among the top n by the judge), background, relation (given both objects)
-    and size words (given the object) are found in the pictures, and the names of the objects that were missed."""
+    """Shares in 0..1 of scenes whose objects (all among the top n by the judge), background, relation (where the caption tells
+    it, given both objects) and size words (given the object) are found in the pictures, and the names of the objects that were
+    missed."""
     reader = reader or judge.load()
     hits, missed = {"objects": [], "background": [], "relation": [], "size": []}, []
     for scene, picture in zip(scenes, pictures):
@@ -31,7 +32,7 @@ def recall(scenes, pictures, reader=None):
         hits["objects"].append(set(asked) <= names)
         missed += [name for name in asked if name not in names]
         hits["background"].append(SCENERY[int(seen["background"][0].argmax())] == scene.background)
-        if len(asked) == 2 and hits["objects"][-1]:
+        if len(asked) == 2 and hits["objects"][-1] and world.said(scene):
             hits["relation"].append(relation(seen["where"][0], *asked) == scene.relation)
         hits["size"] += [size_of(seen["mass"][0], s.name) == s.size for s in scene.stickers if s.name in names and s.size != "medium"]
     return {key: share(values) for key, values in hits.items() if values}, sorted(missed)
