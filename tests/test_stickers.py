@@ -308,6 +308,25 @@ def test_a_larger_teacher_is_trained_gone_on_with_and_exported(tmp_path, monkeyp
         assert torch.equal(value.half().float(), kept)
 
 
+def test_scenes_of_told_pairs_are_trained_where_noise_hides_both(tiny_pipe):
+    tokenizer = tiny_pipe.tokenizer
+    scenes = [world.sample(random.Random(i), "train", i % 3) for i in range(30)]
+    pictures, tokens, boxes = teacher.painted(scenes, tokenizer)
+    told = [scene.caption for scene in scenes if len(scene.stickers) == 2 and world.said(scene)]
+    assert 0 < len(told) < 10 and boxes[:, 2].ne(0).sum() == 10
+    store = teacher.Scenes(tiny_pipe.vae.encoder, teacher.tokens_of(tokenizer, [""]), room=30)
+    store.add(pictures, tokens, boxes)
+    _, seen = store.draw_told(200)
+    known = {tuple(row.tolist()) for row in teacher.tokens_of(tokenizer, [*told, ""])}
+    assert {tuple(row.tolist()) for row in seen} == known
+    batch = next(teacher.stream(store, None, 6, 1.0, 0, 0, layout=1.0))
+    assert len(batch) == 3 and len(batch[0]) == 2 and batch[2] == teacher.LAYOUT
+    asked = []
+    loss = teacher.noise_loss(parts.scheduler().alphas_cumprod, 1.0)
+    loss(lambda x, t, tokens: asked.append(t) or x, (torch.zeros(40, 4, 32, 32), None, 0.7))
+    assert asked[0].min() >= 700 and asked[0].max() > 970
+
+
 def test_a_relation_counts_where_the_caption_tells_it():
     scenes = evaluate.prompts(40, 3, 2)
     told, untold = ([scene for scene in scenes if world.said(scene) == said][:6] for said in (True, False))

@@ -51,6 +51,7 @@ def main():
             stage.add_argument("--decay", type=float, default=0.25, help="last share of the time, in which the rate falls")
         if name == "teacher":
             stage.add_argument("--scenes", type=float, default=0.0, help="share of whole scenes among the batches; else windows")
+            stage.add_argument("--layout", type=float, default=0.0, help="share of them, very noisy, whose captions tell how two stand")
             stage.add_argument("--fresh", type=float, default=2.0, help="new scenes painted and encoded per batch")
             stage.add_argument("--anew", action="store_true", help="from random weights, where there is no checkpoint")
             stage.add_argument("--room", type=int, default=12_000, help="encoded scenes kept")
@@ -95,7 +96,7 @@ def run(args):
     elif args.stage == "judge":
         judge.fit(args.minutes, args.batch, args.lr)
     elif args.stage == "teacher":
-        teacher.fit(args.minutes, args.batch, args.lr, args.scenes, args.fresh, args.room, args.decay, args.anew, args.network)
+        teacher.fit(args.minutes, args.batch, args.lr, args.scenes, args.fresh, args.room, args.decay, args.anew, args.network, args.layout)
     elif args.stage == "rebuild":
         rebuild.rebuild(args.parts, args.network)
     elif args.stage in ("export", "keep"):

@@ -21,6 +21,7 @@ WINDOW, WHOLE = 16, 32  # latent cells
 EMPTY = 0.1  # share of captions dropped, for guidance
 PAIRS = 0.7  # share of two stickers among whole scenes: windows teach the rest, and two are learnt last
 ONWARD = "onward"  # in assets/stickers: weights trained further than the shipped ones
+LAYOUT = 0.7  # share of the timesteps, from the clean end, at which a noisy scene already shows what stands where
 CLEAR = 0.65  # share of the timesteps, from the clean end, at which a noisy window still shows where its sticker is
 
 
@@ -58,7 +59,8 @@ def stage(size):
 
 def paint(seed, alone, batch=16):
     """Endless batches of rendered training scenes: pictures (B, 3, 256, 256) uint8, tokens (B, 24), and boxes (B, 3):
-    x, y and side, in latent cells, of the only sticker; side 0 where there is none or two. alone: two never stand there."""
+    x, y and side, in latent cells, of the only sticker; where there is none or two, side 0, and x 1 if the caption tells how two
+    stand. alone: two never stand there."""
     rng, tokenizer = random.Random(seed), parts.tokenizer()
     while True:
         scenes = [world.sample(rng, "train", rng.choices((0, 1), (4, 96))[0] if alone else None) for _ in range(batch)]
@@ -68,8 +70,8 @@ def paint(seed, alone, batch=16):
 def painted(scenes, tokenizer):
     """Pictures (B, 3, 256, 256) uint8, tokens and boxes of scenes, as `paint` gives them."""
     pictures = torch.stack([autoencoder.pixels(world.render(scene)) for scene in scenes])
-    boxes = [[at // autoencoder.CELL for at in (s.x, s.y, s.full)] if len(scene.stickers) == 1 else [0, 0, 0]
-             for scene in scenes for s in scene.stickers[:1] or [None]]
+    boxes = [[at // autoencoder.CELL for at in (s.x, s.y, s.full)] if len(scene.stickers) == 1
+             else [int(len(scene.stickers) == 2 and world.said(scene)), 0, 0] for scene in scenes for s in scene.stickers[:1] or [None]]
     return ((pictures + 1) * 127.5).round().byte(), tokens_of(tokenizer, [s.caption for s in scenes]), torch.tensor(boxes)
 
 
@@ -114,6 +116,12 @@ class Scenes:
         """What `cut` gives of windows at random places."""
         return self.cut(*self.places(size, cells))
 
+    def draw_told(self, size):
+        """What `cut` gives of whole scenes of two whose captions tell how they stand."""
+        told = (self.boxes[:self.count, 2] == 0) & (self.boxes[:self.count, 0] == 1)
+        cells = torch.arange(WHOLE, device=DEVICE).expand(size, -1)
+        return self.cut(torch.multinomial(told.float(), size, replacement=True), cells, cells)
+
 
 def corners(at, side, cells):
     """A random first cell, on one axis, of windows of `cells` that hold a sticker of `side` cells at `at`: (B,)."""
@@ -121,9 +129,10 @@ def corners(at, side, cells):
     return low + (torch.rand(len(at), device=at.device) * (high - low + 1)).long()
 
 
-def stream(scenes, painted, size, share, fresh, seed):
+def stream(scenes, painted, size, share, fresh, seed, layout=0.0):
     """Endless batches of `size` windows or, a `share` of them, size / 3 scenes; for each, `fresh` scenes on average are
-    painted, encoded and added."""
+    painted, encoded and added. Of the batches of scenes a share `layout` holds pairs whose captions tell how they stand, with
+    LAYOUT as a third part: see noise_loss."""
     debt, rng = 0.0, random.Random(seed)
     while True:
         debt += fresh
@@ -131,25 +140,35 @@ def stream(scenes, painted, size, share, fresh, seed):
             batch = next(painted)
             scenes.add(*batch)
             debt -= len(batch[0])
-        yield scenes.draw(size // 3, WHOLE) if rng.random() < share else scenes.draw(size, WINDOW)
+        if rng.random() >= share:
+            yield scenes.draw(size, WINDOW)
+        elif rng.random() < layout:
+            yield *scenes.draw_told(size // 3), LAYOUT
+        else:
+            yield scenes.draw(size // 3, WHOLE)
 
 
 def noise_loss(alphas, clear):
     """Noise-prediction loss with min-SNR weights (gamma 5; Hang et al., arXiv 2303.09556, eq. 8), raised where noise is
     high: there the caption decides what will stand in the picture, and the plain loss hardly sees it.
-    clear: the share of the timesteps, from the clean end, that windows are trained at."""
+    clear: the share of the timesteps, from the clean end, that windows are trained at. A batch's third part is the share of the
+    timesteps, from the clean end, that it is not trained at; its errors are those of the clean latents, because which of two
+    objects stands where moves little of them, and only where noise hides both."""
     snr = alphas / (1 - alphas)
     weight = snr.clamp(max=5) / snr * (0.3 / snr).sqrt().clamp(1, 4)
 
     def loss(model, batch):
-        latents, tokens = batch
-        count = len(latents)
+        latents, tokens, *noisiest = batch
+        count, weights = len(latents), weight
         even = (torch.arange(count, device=latents.device) + torch.rand(1, device=latents.device)) / count
-        t = ((even ** 0.6 if latents.shape[-1] == WHOLE else even * clear) * len(alphas)).long()  # scenes: more noise
+        if noisiest:
+            t, weights = ((noisiest[0] + (1 - noisiest[0]) * even) * len(alphas)).long(), 0.15 / snr
+        else:
+            t = ((even ** 0.6 if latents.shape[-1] == WHOLE else even * clear) * len(alphas)).long()  # scenes: more noise
         noise, a = torch.randn_like(latents), alphas[t][:, None, None, None]
         error = (model(a.sqrt() * latents + (1 - a).sqrt() * noise, t, tokens).float() - noise).pow(2).mean((1, 2, 3))
         plain = error.detach()
-        return (weight[t] * error).mean(), {"low": plain[:count // 2].mean(), "high": plain[count // 2:].mean()}
+        return (weights[t] * error).mean(), {"low": plain[:count // 2].mean(), "high": plain[count // 2:].mean()}
 
     return loss
 
@@ -191,8 +210,8 @@ def trained(size="small"):
     return model.eval().requires_grad_(False), {key: saved[key] for key in ("step", "hours", "log")}
 
 
-def fit(minutes, size, lr, share=0.0, fresh=2.0, room=12_000, decay=0.25, anew=False, network="small"):
-    """network: a key of parts.SIZES. Goes on from the checkpoint or, without one, from the latest weights unless `anew`, with a `share` of scenes among
+def fit(minutes, size, lr, share=0.0, fresh=2.0, room=12_000, decay=0.25, anew=False, network="small", layout=0.0):
+    """network: a key of parts.SIZES; layout: see stream. Goes on from the checkpoint or, without one, from the latest weights unless `anew`, with a `share` of scenes among
     the batches. fresh: new scenes per batch; room: scenes kept; size: windows per batch; decay: see loop.train."""
     start, name = None if anew else latest(network), stage(network)
     seed = start_seed(name, 2, start)
@@ -202,6 +221,6 @@ def fit(minutes, size, lr, share=0.0, fresh=2.0, room=12_000, decay=0.25, anew=F
     painted = feed(partial(paint, alone=share == 0), seed)
     while scenes.count < min(room, 20 * size):
         scenes.add(*next(painted))
-    return train(name, model, stream(scenes, painted, size, share, fresh, seed),
+    return train(name, model, stream(scenes, painted, size, share, fresh, seed, layout),
                  noise_loss(parts.scheduler().alphas_cumprod.to(DEVICE), CLEAR if share else 1.0), minutes, lr,
                  optimizers=optimizers(model, lr), horizon=300, decay=decay, report_every=60, start=start)
