@@ -99,7 +99,9 @@ def limits(told):
     """What the figures say against the model, in words."""
     two, worst = told["objects: 2"], [name for number in (1, 2) for name in told[f"missed of {number}"]]
     often = sorted({name for name in worst if worst.count(name) > 1}, key=lambda name: (-worst.count(name), name))
-    lines = [f"Of {told['prompts']} prompts with two objects, {1 - two['objects']:.0%} lack at least one of them: often the two fuse, or one is drawn twice."]
+    lines = [f"Of {told['prompts']} prompts with two objects, {1 - two['objects']:.0%} lack at least one of them: the two fuse, or one is drawn twice."]
+    if (follows := two.get("relation", 1)) < 0.85:
+        lines.append(f"Where the caption tells how two stand, {follows:.0%} of the pictures with both follow it.")
     if often:
         lines.append(f"Missed more than once: {', '.join(often)}.")
     return "\n".join(lines + ["Fine detail is soft. Sizes other than 256 px are for timing: it was never trained on them."])
