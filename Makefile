@@ -40,6 +40,7 @@ larger:
 	.venv/bin/python -m fastviz.stickers rebuild --network large
 	for stage in distil student-decoder pairs warmup score; do .venv/bin/python -m fastviz.stickers $$stage --minutes 1.5 --batch 64 || exit; done
 	.venv/bin/python -m fastviz.stickers export-student
+	.venv/bin/python -m fastviz.stickers evaluate-student --count 128
 
 audit: .venv/.test
 	.venv/bin/python tests/audit.py

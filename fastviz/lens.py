@@ -1,7 +1,8 @@
 """What a traced run records of any model, whatever method is attached: attention maps, and what each step aims at.
 
-trace.CHANNELS tells what is in them. Self-attention is recorded at all steps or, where there is no room, at some. Where a method merged or left out tokens, maps are put back onto the grid: a group's share is divided among its members,
-and what was left out has none. Where a method reuses a map, what is recorded is the map that it did without.
+trace.CHANNELS tells what is in them. Self-attention is recorded at all steps or, where there is no room, at some. Where a
+method merged or left out tokens, maps are put back onto the grid: a group's share is divided among its members, and what was
+left out has none. Where a method reuses a map, what is recorded is the map that it did without.
 """
 
 import math
@@ -142,7 +143,8 @@ def about(pipe, request, stack, context):
     transformer block."""
     tokens = pipe.tokenizer(request.prompt, truncation=True).input_ids[1:-1]
     return {"model": request.model, "prompt": request.prompt, "seed": request.seed, "size": request.size, "guidance": request.guidance,
-            "steps": context.steps, "methods": [{"key": method_of(knobs).KEY, **asdict(knobs)} for knobs in stack], "tokens": pipe.tokenizer.convert_ids_to_tokens(tokens),
+            "steps": context.steps, "methods": [{"key": method_of(knobs).KEY, **asdict(knobs)} for knobs in stack],
+            "tokens": pipe.tokenizer.convert_ids_to_tokens(tokens),
             "grids": {name: list(size) for name, _, size in transformer_blocks(pipe.unet, context.grid)}}
 
 

@@ -12,13 +12,9 @@ TITLES = {"timesteps": "When the network is asked", "coefficients": "How its ans
 
 def of_row(pipe, request, stack):
     """[{"title", "light", "dark"}] of a row that ran, the last two as data URIs of PNG files."""
-    drawn = [drawing(pipe, request, knobs) for knobs in stack if method_of(knobs) in DRAWN]
+    drawn = [DRAWN[method](pipe, request, knobs) for knobs in stack if (method := method_of(knobs)) in DRAWN]
     return [{"title": TITLES[kind], "light": uri(light), "dark": uri(dark)}
             for draw in drawn for (kind, light), dark in zip(draw(False).items(), draw(True).values())]
-
-
-def drawing(pipe, request, knobs):
-    return DRAWN[method_of(knobs)](pipe, request, knobs)
 
 
 def schedule(pipe, request, knobs):
