@@ -262,8 +262,10 @@ def test_a_look_inside_can_be_stopped_and_begun_again(visit):
     tab.page.wait_for_function("document.querySelector('#status b').textContent.includes('Recording')", timeout=PATIENCE)
     tab.page.locator("#stop").click()
     tab.wait("stopped")
+    tab.page.evaluate("document.addEventListener('fastviz-status', (event) => (window.failed ||= event.detail.state === 'failed'))")
     tab.page.locator("#look").click()
     assert tab.wait("finished", "failed") == "finished", tab.words
+    assert not tab.page.evaluate("window.failed")
     assert tab.page.locator(".lens").count() == 1
 
 

@@ -21,6 +21,7 @@ WINDOW, WHOLE = 16, 32  # latent cells
 EMPTY = 0.1  # share of captions dropped, for guidance
 PAIRS = 0.7  # share of two stickers among whole scenes: windows teach the rest, and two are learnt last
 ONWARD = "onward"  # in assets/stickers: weights trained further than the shipped ones
+ASIDE = 0.3  # share of single stickers whose captions tell their side
 LAYOUT = 0.7  # share of the timesteps, from the clean end, at which a noisy scene already shows what stands where
 CLEAR = 0.65  # share of the timesteps, from the clean end, at which a noisy window still shows where its sticker is
 
@@ -59,19 +60,20 @@ def stage(size):
 
 def paint(seed, alone, batch=16):
     """Endless batches of rendered training scenes: pictures (B, 3, 256, 256) uint8, tokens (B, 24), and boxes (B, 3):
-    x, y and side, in latent cells, of the only sticker; where there is none or two, side 0, and x 1 if the caption tells how two
-    stand. alone: two never stand there."""
+    x, y and side, in latent cells, of the only sticker; where there is none or two, side 0; where the caption tells where things
+    stand, side 0 and x 1. alone: two never stand there."""
     rng, tokenizer = random.Random(seed), parts.tokenizer()
     while True:
-        scenes = [world.sample(rng, "train", rng.choices((0, 1), (4, 96))[0] if alone else None) for _ in range(batch)]
+        scenes = [world.sample(rng, "train", rng.choices((0, 1), (4, 96))[0] if alone else None, 0 if alone else ASIDE)
+                  for _ in range(batch)]
         yield painted(scenes, tokenizer)
 
 
 def painted(scenes, tokenizer):
     """Pictures (B, 3, 256, 256) uint8, tokens and boxes of scenes, as `paint` gives them."""
     pictures = torch.stack([autoencoder.pixels(world.render(scene)) for scene in scenes])
-    boxes = [[at // autoencoder.CELL for at in (s.x, s.y, s.full)] if len(scene.stickers) == 1
-             else [int(len(scene.stickers) == 2 and world.said(scene)), 0, 0] for scene in scenes for s in scene.stickers[:1] or [None]]
+    boxes = [[at // autoencoder.CELL for at in (s.x, s.y, s.full)] if len(scene.stickers) == 1 and not world.said(scene)
+             else [int(world.said(scene)), 0, 0] for scene in scenes for s in scene.stickers[:1] or [None]]
     return ((pictures + 1) * 127.5).round().byte(), tokens_of(tokenizer, [s.caption for s in scenes]), torch.tensor(boxes)
 
 

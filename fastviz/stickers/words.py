@@ -36,6 +36,8 @@ RELATIONS = {  # of the first object to the second -> phrasings; {1} first reads
     "above": ("{0} above {1}", "{0} over {1}", "{1} with {0} above it"),
     "below": ("{0} below {1}", "{0} under {1}", "{1} with {0} below it"),
 }
+ASIDE = {"left": ("{} on the left", "{} to the left"), "right": ("{} on the right", "{} to the right"),  # where one object stands
+         "above": ("{} above", "{} over"), "below": ("{} below", "{} under")}
 SIZES = ("small", "medium", "big")  # "medium" is never said
 
 
@@ -60,12 +62,13 @@ def held_out(names, background):
 
 
 def caption(rng, names, sizes, relation, background):
-    """One phrasing of a scene, drawn with `rng` (random.Random). relation and background may be None (left unsaid)."""
+    """One phrasing of a scene, drawn with `rng` (random.Random). relation (of one object: the side it is at) and background may
+    be None (left unsaid)."""
     phrases = [noun_phrase(*pair) for pair in zip(names, sizes)]
     if not names:
         text = "an empty scene"
     elif len(names) == 1:
-        text = phrases[0]
+        text = rng.choice(ASIDE[relation]).format(*phrases) if relation else phrases[0]
     elif relation is None:
         text = "{} and {}".format(*phrases)
     else:

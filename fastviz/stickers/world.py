@@ -125,9 +125,17 @@ def place_pair(rng, names, sizes, relation):
     return tuple(stickers)
 
 
-def sample(rng, split="train", count=None):
+def placed(rng, names, sizes, relation):
+    """The stickers of a scene. relation: of two, the first's to the second; of one, the side it is at, or None for anywhere."""
+    if len(names) == 1 and relation:
+        return place_pair(rng, names * 2, sizes * 2, relation)[:1]
+    return place_pair(rng, names, sizes, relation) if len(names) == 2 else tuple(place_alone(rng, *pair) for pair in zip(names, sizes))
+
+
+def sample(rng, split="train", count=None, aside=0.0):
     """A random scene with a caption. rng: random.Random; split: train, or heldout for what training never shows;
-    count: 0, 1 or 2 objects, drawn when None. An unsaid background or relation still has a value in the scene."""
+    count: 0, 1 or 2 objects, drawn when None; aside: share of the scenes of one object whose caption tells its side. An unsaid
+    background or relation still has a value in the scene."""
     if count is None:
         count = rng.choices((0, 1, 2), weights=(3, 60, 37))[0]
     while True:
@@ -141,9 +149,9 @@ def sample(rng, split="train", count=None):
     if count == 2:
         relation = rng.choices(("left", "right", "above", "below"), weights=(3, 3, 2, 2))[0]
         spoken = relation if rng.random() < 0.65 else None
-        stickers = place_pair(rng, names, sizes, relation)
-    else:
-        stickers = tuple(place_alone(rng, *pair) for pair in zip(names, sizes))
+    elif count and aside and rng.random() < aside:
+        relation = spoken = rng.choice(tuple(RELATIONS))
+    stickers = placed(rng, names, sizes, relation)
     text = caption(rng, names, sizes, spoken, said)
     return Scene(text, scenery, stickers, relation, rng.getrandbits(32))
 
@@ -151,19 +159,14 @@ def sample(rng, split="train", count=None):
 def again(rng, scene):
     """Another scene that the same caption describes: same objects, sizes and background, and the relation where it is said."""
     names, sizes = [s.name for s in scene.stickers], [s.size for s in scene.stickers]
-    relation = scene.relation
-    if len(names) == 2:
-        relation = relation if said(scene) else rng.choice(tuple(RELATIONS))
-        stickers = place_pair(rng, names, sizes, relation)
-    else:
-        stickers = tuple(place_alone(rng, *pair) for pair in zip(names, sizes))
-    return Scene(scene.caption, scene.background, stickers, relation, rng.getrandbits(32))
+    relation = scene.relation if len(names) < 2 or said(scene) else rng.choice(tuple(RELATIONS))
+    return Scene(scene.caption, scene.background, placed(rng, names, sizes, relation), relation, rng.getrandbits(32))
 
 
 def said(scene):
-    """Whether the caption of a scene of two tells their relation: "a cat and a dog" does not."""
-    first, second = (noun_phrase(s.name, s.size) for s in scene.stickers)
-    return f"{first} and {second}" not in scene.caption
+    """Whether the caption tells where things stand: "a cat" and "a cat and a dog" do not."""
+    phrases = [noun_phrase(s.name, s.size) for s in scene.stickers]
+    return bool(scene.relation) and (len(phrases) == 1 or " and ".join(phrases) not in scene.caption)
 
 
 def render(scene):

@@ -60,6 +60,7 @@ class Page:
         with gr.Row(elem_id="go"):
             self.run = gr.Button("Run", variant="primary", elem_id="run", min_width=120)
             self.stop = gr.Button("Stop", variant="secondary", elem_id="stop", min_width=90, interactive=False)
+            self.away = gr.Button("Leave the queue", elem_id="away")  # never seen: Stop presses it for who still waits
         self.examples = gr.Dataset(components=[self.ask.controls["prompt"]], samples=[[text] for text in EXAMPLES],
                                    label="Examples: one click runs", elem_id="examples", type="values")
         self.draw = draw.Draw(self)
@@ -112,8 +113,9 @@ class Page:
         runs += [event for tab in self.tabs for event in tab.wire(options)]
         for event in runs:
             event.failure(fn=None, js="() => fastviz.refused()", outputs=[self.status, self.run, self.stop], **PRIVATE)
-        self.stop.click(fn=None, js="() => fastviz.stop()", **PRIVATE)
-        self.stop.click(self.stopped, None, shown, cancels=runs, queue=False, **PRIVATE)
+        # What runs ends by itself. Gradio forgets a run that it cancelled only later, and with it one that began meanwhile.
+        self.stop.click(self.end, None, None, js="() => fastviz.stop()", queue=False, **PRIVATE)
+        self.away.click(self.stopped, None, shown, cancels=runs, queue=False, **PRIVATE)
         self.wire_controls(controls)
         self.blocks.unload(self.leave)
         for endpoint in (self.api.compare, self.api.measure):
@@ -222,8 +224,13 @@ class Page:
         while len(self.known) > self.profile.remembered:
             self.known.pop(next(iter(self.known)))
 
+    def end(self, request: gr.Request):
+        """After a press on Stop: what is under way ends within one step, and what is finished stays."""
+        if work := self.visits.of(request).work:
+            work.stop.set()
+
     def stopped(self, request: gr.Request):
-        """After a press on Stop: the work is ended, what is finished stays; or the place in the queue is given up."""
+        """After a press on Stop of who waits: the place in the queue is given up, or the work ended that began meanwhile."""
         work = self.visits.of(request).work
         if work is None or work.told:
             return {self.status: {**IDLE, "sentence": "You left the queue."}, self.run: ON, self.stop: OFF}

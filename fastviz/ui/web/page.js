@@ -2,7 +2,7 @@
 (() => {
   const { h, say, names } = fastviz;
   const FOLDED = ["more", "size"]; // the controls that may be out of sight, and are then not in the page
-  let now = {}, parts = null, shown = null, stopping = false;
+  let now = {}, parts = null, shown = null, leaving = false;
 
   /** The line that tells how far things are. */
   fastviz.status = (element, value) => {
@@ -52,15 +52,19 @@
 
   /** A press on Run, before the server has answered. */
   fastviz.begin = () => {
-    stopping = false;
+    leaving = false;
     if (innerWidth < 900 && document.getElementById("run").offsetParent) document.getElementById("answer").scrollIntoView({ behavior: "smooth" });
     return [{ state: "waiting", sentence: "", share: null, left: "", row: null }, update({ interactive: true })];
   };
 
-  fastviz.stop = () => { stopping = true; };
+  fastviz.stop = () => {
+    if (now.state !== "waiting") return;
+    leaving = true;
+    document.getElementById("away").click();
+  };
 
-  /** The server took no more work, or was not there. A run that was stopped ends here too, and is none of that. */
-  fastviz.refused = () => stopping ? [now, update({}), update({})] : [
+  /** The server took no more work, or was not there. Who left the queue comes here too, and was not refused. */
+  fastviz.refused = () => leaving ? [now, update({}), update({})] : [
     { state: "failed", sentence: "The server could not take this run: too many people are waiting, or it was closed. Try again in a minute.", share: null, left: "", row: null },
     update({ interactive: true }), update({ interactive: false })];
 
