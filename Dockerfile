@@ -17,4 +17,4 @@ COPY --chown=fastviz assets assets
 USER fastviz
 ENV FASTVIZ_MODELS=/models FASTVIZ_HISTORY=/history FASTVIZ_PROFILE=local PYTHONUNBUFFERED=1
 EXPOSE 7860
-CMD ["python", "app.py", "--host", "0.0.0.0"]
+CMD ["python", "-m", "fastviz.supervise", "--host", "0.0.0.0"]

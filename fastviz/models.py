@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import logging
+import math
 import sys
 import threading
 import unicodedata
@@ -186,18 +187,26 @@ def index(folder):
 
 
 def free_memory(where):
-    """Bytes that may still be allocated on a device."""
+    """Bytes that may still be allocated on a device; within a container, on a CPU, up to the container's limit."""
+    if where.type == "meta":
+        return math.inf
     import psutil
     import torch
 
     backend = getattr(torch, where.type)
-    return backend.mem_get_info(where)[0] if hasattr(backend, "mem_get_info") else psutil.virtual_memory().available
+    if hasattr(backend, "mem_get_info"):  # CUDA, XPU: what torch keeps for its next allocation is free, too
+        return backend.mem_get_info(where)[0] + backend.memory_reserved(where) - backend.memory_allocated(where)
+    limit = Path("/sys/fs/cgroup/memory.max")
+    told = limit.read_text().strip() if limit.exists() else "max"
+    room = math.inf if told == "max" else int(told) - psutil.Process().memory_info().rss
+    return max(0, min(psutil.virtual_memory().available, room))
 
 
 def make_room(model, where):
     """Lets other models go when `model` would not fit beside them. BadModel when it does not fit at all."""
     if model.memory(where.type) > free_memory(where):
         _loaded.clear()
+        _beside.clear()
         gc.collect()
     need, free = model.memory(where.type), free_memory(where)
     if need > free:
@@ -333,6 +342,13 @@ def tokenizer(folder):
         return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
 
 
+def words_of(key):
+    """The tokenizer of MODELS[key]. BadModel when the model is not there."""
+    if MODELS[key].missing:
+        raise BadModel(MODELS[key].missing)
+    return tokenizer(MODELS[key].folder)
+
+
 def unknown_words(key, prompt):
     """The words of `prompt` that the model was never taught: not one token each. Punctuation counts as known.
 
@@ -340,7 +356,7 @@ def unknown_words(key, prompt):
     """
     if not MODELS[key].closed:
         return []
-    tokens = tokenizer(MODELS[key].folder)
+    tokens = words_of(key)
     text, vocabulary = tokens.backend_tokenizer.normalizer.normalize_str(prompt), tokens.get_vocab()
     pieces = tokens.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
     words = {text[start:end]: piece for piece, (start, end) in pieces}
@@ -351,7 +367,7 @@ def unknown_words(key, prompt):
 
 def prompt_cut(key, prompt):
     """The end of `prompt` that does not fit into the text encoder and is cut off, or ""."""
-    tokens = tokenizer(MODELS[key].folder)
+    tokens = words_of(key)
     places = tokens.backend_tokenizer.encode(prompt).offsets[1:-1]  # without the start and end tokens
     room = tokens.model_max_length - 2
     return prompt[places[room][0]:] if len(places) > room else ""

@@ -202,8 +202,19 @@ def failure(error, request):
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in text:
         return Failed(f"Out of memory at {request.size} px: choose a smaller size, or close what else uses this device.")
     if isinstance(error, torch.AcceleratorError):
-        return Lost("The device stopped answering: start the program again.")
+        if not alive():
+            return Lost("The device stopped answering: start the program again.")
+        return Failed(f"The device refused ({(text.splitlines() or [''])[0][:200]}): try other settings.")
     return Failed("The disk is full: make room and try again.") if disk_full(error) else None
+
+
+def alive():
+    """Whether the accelerator still computes: not every error of it is its end, a capture that failed is not."""
+    try:
+        torch.ones(1, device=torch.accelerator.current_accelerator()).add_(1).item()
+    except RuntimeError:
+        return False
+    return True
 
 
 def disk_full(error):

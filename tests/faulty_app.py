@@ -41,6 +41,7 @@ def break_things():
             if fault.steps > run.WARM_UP_STEPS and fault.calls == call:
                 fault.at(place)
         if fault.seed == LOST:
+            run.alive = lambda: False
             raise torch.AcceleratorError("CUDA error: unspecified launch failure", 719)
         if fault.seed == FULL:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 GiB")

@@ -13,7 +13,7 @@ from folders import BETAS, MADE, loud, make, sdxs_control, sides
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from fastviz import checkpoints, compare, cost, fitted, models, sketch
+from fastviz import __main__ as command, checkpoints, compare, cost, fitted, models, sketch
 from fastviz.methods import METHODS, full
 from fastviz.models import MODELS, BadModel
 from fastviz.request import BadRequest, Request
@@ -223,10 +223,13 @@ def test_a_fetched_model_without_a_record_is_not_loaded(places):
         record.write_text(told)
 
 
-def test_a_model_that_was_not_fetched_says_how(monkeypatch, tmp_path):
+def test_a_model_that_was_not_fetched_says_how(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("FASTVIZ_MODELS", str(tmp_path))
-    with pytest.raises(BadModel, match="`python -m fastviz fetch sdxl`"):
-        models.load("sdxl")
+    for find in (models.load, lambda key: models.prompt_cut(key, "a cat")):
+        with pytest.raises(BadModel, match="`python -m fastviz fetch sdxl`"):
+            find("sdxl")
+    assert command.main(["compare", "a cat", "--model", "sdxl", "--out", str(tmp_path / "out")]) == 1
+    assert "python -m fastviz fetch sdxl" in capsys.readouterr().err
 
 
 def test_too_little_memory_is_told_before_anything_is_read(monkeypatch):

@@ -119,7 +119,8 @@ def test_out_of_memory_in_the_metrics_belongs_to_its_row(monkeypatch):
     assert [bool(row.error) for row in rows] == [False, True, False]
 
 
-def test_a_lost_device_ends_the_whole_comparison():
+def test_a_lost_device_ends_the_whole_comparison(monkeypatch):
+    monkeypatch.setattr(run, "alive", lambda: False)
     with failing_attach(tome, torch.AcceleratorError("CUDA error: unspecified launch failure", 719)), pytest.raises(run.Lost):
         compare.final(compare(asked("tome,few_step(steps=2)")))
 

@@ -59,7 +59,7 @@ def outputs(pipe, stack, backend=None):
 def test_one_graph_for_each_kind_of_step_and_the_same_output(pipe, text, monkeypatch):
     stack, counter = parse_stack(text), CompileCounter()
     expected, _, eager = outputs(pipe, stack)
-    monkeypatch.setattr(attention_reuse, "free_bytes", lambda device: 1.0)  # which a compiled network does not ask about
+    monkeypatch.setattr(attention_reuse.models, "free_memory", lambda device: 1.0)  # which a compiled network does not ask about
     found, told, compiled = outputs(pipe, stack, counter)
     assert [torch.equal(a, b) for a, b in zip(found, expected, strict=True)] == [True] * STEPS
     assert counter.frame_count == len(set(told)) <= len(set(kinds(stack, STEPS)))

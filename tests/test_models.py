@@ -230,16 +230,19 @@ def test_the_first_device_that_works_is_taken(monkeypatch, works, kind, dtype):
 
 def test_free_memory_is_the_devices_own(monkeypatch):
     for name in ("cuda", "xpu"):
-        monkeypatch.setattr(getattr(torch, name), "mem_get_info", lambda where: (12345, 99999))
-        assert models.free_memory(torch.device(name)) == 12345
-    assert models.free_memory(torch.device("mps")) > 2**28 < models.free_memory(torch.device("cpu"))
+        for told, value in (("mem_get_info", (12345, 99999)), ("memory_reserved", 700), ("memory_allocated", 500)):
+            monkeypatch.setattr(getattr(torch, name), told, lambda where, value=value: value)
+        assert models.free_memory(torch.device(name)) == 12545  # 200 lie in torch's cache
+    assert 2**28 < models.free_memory(torch.device("mps")) < 2**50 and 2**28 < models.free_memory(torch.device("cpu")) < 2**50
+    assert models.free_memory(torch.device("meta")) == float("inf")
 
 
 def test_a_model_makes_room_and_refuses_what_does_not_fit(monkeypatch):
     room = iter((2**30, 2**33, 2**30, 2**30))
     monkeypatch.setattr(models, "free_memory", lambda where: next(room))
     monkeypatch.setattr(models, "_loaded", {"other": object()})
+    monkeypatch.setattr(models, "_beside", {"its student": object()})
     models.make_room(models.MODELS["sd15"], torch.device("cpu"))  # enough when the other one has gone
-    assert not models._loaded
+    assert not models._loaded and not models._beside
     with pytest.raises(BadModel, match="takes about 6.0 GiB of memory and 1.0 GiB are free: close other programs"):
         models.make_room(models.MODELS["sd15"], torch.device("cpu"))

@@ -163,8 +163,16 @@ def test_out_of_memory_lets_go_of_the_tensors(tiny_pipe):
     assert alive[0]() is None and told.value.__context__ is None
 
 
-def test_a_lost_device_is_told_in_a_sentence():
-    error = torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700)
+def test_a_lost_device_is_told_in_a_sentence(monkeypatch):
+    error = torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing", 900)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cpu"))  # one that still computes
+    refused = run.failure(error, Request("a cat"))
+    assert type(refused) is run.Failed and "stream is capturing" in str(refused) and str(refused).endswith("try other settings.")
+
+    def gone(*told, **named):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700)
+
+    monkeypatch.setattr(torch, "ones", gone)
     lost = run.failure(error, Request("a cat"))
     assert isinstance(lost, run.Lost) and "start the program again" in str(lost)
     assert run.failure(RuntimeError("shapes do not match"), Request("a cat")) is None

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 
-from .. import fitted
+from .. import fitted, models
 from ..knobs import choice, number, text
 from ..patch import Refused, replaced, transformer_blocks
 
@@ -180,22 +179,6 @@ def apply_map(attn, weights, x, context=None):
 
 
 # Memory
-
-def free_bytes(device):
-    """Bytes that may still be allocated on `device`; within a container, on a CPU, up to the container's limit."""
-    if device.type == "meta":
-        return math.inf
-    import torch  # here, because the page builds its controls from Knobs and must not wait for it
-
-    backend = getattr(torch, device.type)
-    if hasattr(backend, "mem_get_info"):  # CUDA, XPU
-        unused = backend.memory_reserved(device) - backend.memory_allocated(device)
-        return backend.mem_get_info(device)[0] + unused
-    limit = Path("/sys/fs/cgroup/memory.max")
-    told = limit.read_text().strip() if limit.exists() else "max"
-    room = math.inf if told == "max" else int(told) - psutil.Process().memory_info().rss
-    return min(room, psutil.virtual_memory().available)
-
 
 class Ledger:
     """Adds up, during the first step, what all layers are going to keep, and refuses before it is too much."""
@@ -368,7 +351,7 @@ def attach(pipe, knobs, context):
                           "standard attention: remove what replaced it first.")
     grids = {name: grid for name, _, grid in transformer_blocks(pipe.unet, context.grid)}
     frozen = {(step, part) for _, _, part in layers for step, computed in enumerate(gamma) if not computed}
-    ledger = Ledger(context, FILL * free_bytes(pipe.unet.device))
+    ledger = Ledger(context, FILL * models.free_memory(pipe.unet.device))
     with ExitStack() as exits:
         exits.callback(context.frozen.difference_update, frozen - context.frozen)
         context.frozen |= frozen
