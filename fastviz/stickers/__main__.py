@@ -13,8 +13,10 @@ STAGES = {
     "reference": "1c: train the AutoencoderKL for the same latents",
     "judge": "2: train and export the judge",
     "teacher": "3: train the U-Net and its text encoder",
+    "apart": "3a: set words apart in the checkpoint that training took for the same: left and right, above and below",
     "keep": "3b: write what is trained to assets/stickers/onward, where any machine goes on from",
     "progress": "3c: figures and pictures of what is trained so far, in the learning curve",
+    "heeded": "3d: which words of a caption the teacher heeds, by noise level",
     "evaluate": "4: figures and contact sheet of the shipped model",
     "behaviour": "4b: figures of the shipped model at other steps and guidance, as a table and curves",
     "export": "5: write the trained model to assets/stickers",
@@ -51,11 +53,11 @@ def main():
             stage.add_argument("--decay", type=float, default=0.25, help="last share of the time, in which the rate falls")
         if name == "teacher":
             stage.add_argument("--scenes", type=float, default=0.0, help="share of whole scenes among the batches; else windows")
-            stage.add_argument("--layout", type=float, default=0.0, help="share of them, very noisy, whose captions tell how two stand")
+            stage.add_argument("--layout", type=float, default=0.0, help="share of them, very noisy, whose captions tell where things stand")
             stage.add_argument("--fresh", type=float, default=2.0, help="new scenes painted and encoded per batch")
             stage.add_argument("--anew", action="store_true", help="from random weights, where there is no checkpoint")
             stage.add_argument("--room", type=int, default=12_000, help="encoded scenes kept")
-        if name in ("teacher", "progress", "keep", "export", "rebuild"):
+        if name in ("teacher", "apart", "progress", "heeded", "keep", "export", "rebuild"):
             stage.add_argument("--network", choices=parts.SIZES, default="small", help="the teacher's size; large is for a GPU")
         if name == "pairs":
             stage.add_argument("--minutes", type=float, default=20, help="time budget")
@@ -72,6 +74,8 @@ def main():
             stage.add_argument("--repeats", type=int, default=5, help="timed runs of teacher and student, by turns")
         if name == "behaviour":
             stage.add_argument("--count", type=int, default=16, help="prompts for each number of objects")
+        if name == "heeded":
+            stage.add_argument("--count", type=int, default=48, help="scenes for each kind of word")
         if name in ("evaluate", "evaluate-sketch", "progress"):
             quick = name == "progress"
             stage.add_argument("--count", type=int, default=32 if quick else 64, help="prompts for each number of objects")
@@ -83,7 +87,7 @@ def main():
 
 
 def run(args):
-    from . import autoencoder, behaviour, evaluate, export, judge, progress, sdxs, sketch, teacher, world
+    from . import autoencoder, behaviour, evaluate, export, heeded, judge, progress, sdxs, sketch, teacher, world
 
     if args.stage == "atlas":
         world.render_atlas().save(world.ATLAS, quality=92, method=6)
@@ -103,6 +107,10 @@ def run(args):
         getattr(export, args.stage)(network=args.network)
     elif args.stage == "behaviour":
         behaviour.main(args.count)
+    elif args.stage == "apart":
+        teacher.apart(args.network)
+    elif args.stage == "heeded":
+        heeded.main(args.count, args.network)
     elif args.stage == "progress":
         progress.main(args.count, args.steps, args.guidance, args.network)
     elif args.stage in sketch.STAGES:

@@ -104,6 +104,14 @@ def checkpoint(name):
     return torch.load(path, map_location=DEVICE, weights_only=True) if path.exists() else None
 
 
+def write(name, saved):
+    """Saves what `checkpoint` gives: whole or not at all."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    part = WORK / f"{name}.part"
+    torch.save(saved, part)
+    part.replace(WORK / f"{name}.pt")
+
+
 def start_seed(name, seed, start=None):
     """Seeds torch with `seed` plus the steps done so far, so that a continued run sees new scenes, and returns it."""
     seed += (checkpoint(name) or start or {"step": 0})["step"]
@@ -146,11 +154,8 @@ def train(name, model, batches, loss, minutes, lr, *, optimizers=None, horizon=4
     before = time.time()
 
     def save():
-        WORK.mkdir(parents=True, exist_ok=True)
-        part = WORK / f"{name}.part"
-        torch.save(dict(model=model.state_dict(), average=average.state_dict(), step=step, log=log,
-                        hours=hours + elapsed / 3600, optimizers=[o.state_dict() for o in optimizers]), part)
-        part.replace(WORK / f"{name}.pt")
+        write(name, dict(model=model.state_dict(), average=average.state_dict(), step=step, log=log, hours=hours + elapsed / 3600,
+                         optimizers=[o.state_dict() for o in optimizers]))
 
     sums, count = {}, 0
     while elapsed < 60 * minutes:

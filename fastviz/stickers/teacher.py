@@ -14,14 +14,15 @@ import torch
 from torch import nn
 
 from . import autoencoder, parts, world
-from .loop import DEVICE, SHIPPED, checkpoint, feed, quick, shipped, start_seed, train
+from .loop import DEVICE, SHIPPED, checkpoint, feed, quick, shipped, start_seed, train, write
 from .muon import Muon
+from .words import OPPOSITES
 
 WINDOW, WHOLE = 16, 32  # latent cells
 EMPTY = 0.1  # share of captions dropped, for guidance
 PAIRS = 0.7  # share of two stickers among whole scenes: windows teach the rest, and two are learnt last
 ONWARD = "onward"  # in assets/stickers: weights trained further than the shipped ones
-ASIDE = 0.3  # share of single stickers whose captions tell their side
+ASIDE = 0.6  # share of single stickers whose captions tell their side
 LAYOUT = 0.7  # share of the timesteps, from the clean end, at which a noisy scene already shows what stands where
 CLEAR = 0.65  # share of the timesteps, from the clean end, at which a noisy window still shows where its sticker is
 
@@ -59,9 +60,9 @@ def stage(size):
 
 
 def paint(seed, alone, batch=16):
-    """Endless batches of rendered training scenes: pictures (B, 3, 256, 256) uint8, tokens (B, 24), and boxes (B, 3):
-    x, y and side, in latent cells, of the only sticker; where there is none or two, side 0; where the caption tells where things
-    stand, side 0 and x 1. alone: two never stand there."""
+    """Endless batches of rendered training scenes: pictures (B, 3, 256, 256) uint8, tokens (B, 24), and boxes (B, 4): x, y and
+    side, in latent cells, of the only sticker, side 0 where there is none or two; and 1 where the caption tells where things
+    stand. alone: two never stand there, and nothing tells where one does."""
     rng, tokenizer = random.Random(seed), parts.tokenizer()
     while True:
         scenes = [world.sample(rng, "train", rng.choices((0, 1), (4, 96))[0] if alone else None, 0 if alone else ASIDE)
@@ -72,8 +73,8 @@ def paint(seed, alone, batch=16):
 def painted(scenes, tokenizer):
     """Pictures (B, 3, 256, 256) uint8, tokens and boxes of scenes, as `paint` gives them."""
     pictures = torch.stack([autoencoder.pixels(world.render(scene)) for scene in scenes])
-    boxes = [[at // autoencoder.CELL for at in (s.x, s.y, s.full)] if len(scene.stickers) == 1 and not world.said(scene)
-             else [int(world.said(scene)), 0, 0] for scene in scenes for s in scene.stickers[:1] or [None]]
+    boxes = [[*([at // autoencoder.CELL for at in (s.x, s.y, s.full)] if len(scene.stickers) == 1 else [0, 0, 0]), world.said(scene)]
+             for scene in scenes for s in scene.stickers[:1] or [None]]
     return ((pictures + 1) * 127.5).round().byte(), tokens_of(tokenizer, [s.caption for s in scenes]), torch.tensor(boxes)
 
 
@@ -90,7 +91,7 @@ class Scenes:
         self.encoder, self.empty, self.room, self.count = encoder, empty.to(DEVICE), room, 0
         self.latents = torch.empty(room, 4, WHOLE, WHOLE, dtype=torch.half, device=DEVICE)
         self.tokens = torch.empty(room, parts.LENGTH, dtype=torch.long, device=DEVICE)
-        self.boxes = torch.empty(room, 3, dtype=torch.long, device=DEVICE)
+        self.boxes = torch.empty(room, 4, dtype=torch.long, device=DEVICE)
 
     @torch.no_grad()
     def add(self, pictures, tokens, boxes):
@@ -103,7 +104,8 @@ class Scenes:
         """(rows, y, x) of windows of `cells`, each y and x (size, cells); a window holds its scene's one sticker."""
         alone = self.boxes[:self.count, 2] > 0
         even = torch.where(alone, (1 - PAIRS) / alone.sum(), PAIRS / (~alone).sum())
-        rows = torch.multinomial(even if cells == WHOLE else alone.float(), size, replacement=True)
+        anywhere = (alone & (self.boxes[:self.count, 3] == 0)).float()  # a caption that tells a side is not true of a window
+        rows = torch.multinomial(even if cells == WHOLE else anywhere, size, replacement=True)
         y, x = (corners(self.boxes[rows, axis], self.boxes[rows, 2], cells)[:, None] + torch.arange(cells, device=DEVICE)
                 for axis in (1, 0))
         return rows, y, x
@@ -119,8 +121,8 @@ class Scenes:
         return self.cut(*self.places(size, cells))
 
     def draw_told(self, size):
-        """What `cut` gives of whole scenes of two whose captions tell how they stand."""
-        told = (self.boxes[:self.count, 2] == 0) & (self.boxes[:self.count, 0] == 1)
+        """What `cut` gives of whole scenes whose captions tell where things stand."""
+        told = self.boxes[:self.count, 3]
         cells = torch.arange(WHOLE, device=DEVICE).expand(size, -1)
         return self.cut(torch.multinomial(told.float(), size, replacement=True), cells, cells)
 
@@ -133,7 +135,7 @@ def corners(at, side, cells):
 
 def stream(scenes, painted, size, share, fresh, seed, layout=0.0):
     """Endless batches of `size` windows or, a `share` of them, size / 3 scenes; for each, `fresh` scenes on average are
-    painted, encoded and added. Of the batches of scenes a share `layout` holds pairs whose captions tell how they stand, with
+    painted, encoded and added. Of the batches of scenes a share `layout` holds those whose captions tell where things stand, with
     LAYOUT as a third part: see noise_loss."""
     debt, rng = 0.0, random.Random(seed)
     while True:
@@ -148,6 +150,21 @@ def stream(scenes, painted, size, share, fresh, seed, layout=0.0):
             yield *scenes.draw_told(size // 3), LAYOUT
         else:
             yield scenes.draw(size // 3, WHOLE)
+
+
+def apart(network="small", length=2.0, seed=3):
+    """Moves the embeddings of opposite words away from each other in the checkpoint, by `length` in random directions. As long
+    as no picture depends on the difference, training gives both the same meaning, and is then slow to tell them apart."""
+    name, table = stage(network), "text.embeddings.token_embedding.weight"
+    if (saved := checkpoint(name)) is None:
+        raise SystemExit("There is no checkpoint of a teacher: nothing to set apart.")
+    rng, tokenizer = torch.Generator().manual_seed(seed), parts.tokenizer()
+    for pair in OPPOSITES:
+        away = nn.functional.normalize(torch.randn(saved["model"][table].shape[1], generator=rng), dim=0).to(DEVICE) * length
+        for word, sign in zip(pair, (1, -1)):
+            for weights in (saved["model"], saved["average"]):
+                weights[table][tokenizer.convert_tokens_to_ids(word + "</w>")] += sign * away
+    write(name, saved)
 
 
 def noise_loss(alphas, clear):

@@ -108,6 +108,15 @@ def place_alone(rng, name, size):
     return Sticker(name, size, side, x, y)
 
 
+def place_aside(rng, name, size, side):
+    """A sticker at a side (left, right, above, below): within a third of the room towards it."""
+    full = SIDES[size] + 2 * RIM
+    room = (SIZE - full) // GRID
+    out = rng.randint(0, room // 3)
+    along, across = GRID * (out if side in ("left", "above") else room - out), centred(rng, full, 0.4)
+    return Sticker(name, size, SIDES[size], *((along, across) if side in ("left", "right") else (across, along)))
+
+
 def place_pair(rng, names, sizes, relation):
     """Two stickers that do not overlap, the first `relation` (left, right, above, below) of the second."""
     sides = [SIDES[size] for size in sizes]
@@ -127,9 +136,9 @@ def place_pair(rng, names, sizes, relation):
 
 def placed(rng, names, sizes, relation):
     """The stickers of a scene. relation: of two, the first's to the second; of one, the side it is at, or None for anywhere."""
-    if len(names) == 1 and relation:
-        return place_pair(rng, names * 2, sizes * 2, relation)[:1]
-    return place_pair(rng, names, sizes, relation) if len(names) == 2 else tuple(place_alone(rng, *pair) for pair in zip(names, sizes))
+    if len(names) == 2:
+        return place_pair(rng, names, sizes, relation)
+    return tuple(place_aside(rng, *each, relation) if relation else place_alone(rng, *each) for each in zip(names, sizes))
 
 
 def sample(rng, split="train", count=None, aside=0.0):
