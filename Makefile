@@ -1,12 +1,21 @@
 # make app: install and serve the page, and start it again after a crash. make test: install and run every test.
 # make torture: load, faults and bad input at full length. make mutations: whether the tests notice broken code.
-# make gpu: for a machine with a GPU: the benchmark, then a larger embedded model is trained; each goes on where it stopped.
-# make larger: ships that model in place of the other, renews all that is made from the weights, and trains its student.
+# make gpu: for a machine with a GPU: the benchmark, a larger embedded model, and the fastest way on this one; each goes on where it stopped.
+# make student: ships that model in place of the other and trains its student. make larger: the same, then renews all that is made from the
+# weights (`rebuild`): hours, and no GPU is needed; until then rows that were fitted to the old weights are refused.
+# A machine that is lent for ten minutes runs their parts one by one: gpu-bench as often as cells are left, teacher-windows, teacher-scenes,
+# student-distil, student-score, student-figures. `keep` writes the teacher to assets/stickers/onward after each sitting, and any machine goes
+# on from there; the parts of the student need what the ones before left in training/. Teacher and student are to be trained within 20
+# minutes: 14 of training, 6 for seven starts with compiling, the store of painted scenes, and export.
 # make audit: known vulnerabilities of the pinned packages. make lock: pin what is installed in requirements.lock.
 
-.PHONY: app test torture mutations gpu larger audit lock clean
+.PHONY: app test torture mutations gpu gpu-bench gpu-fastest teacher-windows teacher-scenes student student-distil student-score student-figures \
+	larger audit lock clean
+
+.NOTPARALLEL:
 
 PYTHON ?= python3
+STICKERS = .venv/bin/python -m fastviz.stickers
 
 .venv/.app: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -16,6 +25,10 @@ PYTHON ?= python3
 .venv/.test: requirements-test.txt .venv/.app
 	.venv/bin/python -m pip install --quiet -r requirements-test.txt
 	touch .venv/.test
+
+.venv/.bench: requirements-bench.txt .venv/.app
+	.venv/bin/python -m pip install --quiet -r requirements-bench.txt
+	touch .venv/.bench
 
 app: .venv/.app
 	.venv/bin/python -m fastviz.supervise
@@ -29,18 +42,38 @@ torture: .venv/.test
 mutations: .venv/.test
 	.venv/bin/python tests/mutations.py --drawn 30 --out assets/bench/mutations.json
 
-gpu: .venv/.app
-	.venv/bin/python -m fastviz bench gpu --out assets/bench/gpu --minutes 8
-	-.venv/bin/python -m fastviz fastest --lpips 0.15
-	.venv/bin/python -m fastviz.stickers teacher --network large --batch 256 --fresh 32 --minutes 4 --decay 0
-	.venv/bin/python -m fastviz.stickers teacher --network large --batch 256 --fresh 32 --minutes 8 --scenes 0.75 --decay 0.4
-	.venv/bin/python -m fastviz.stickers progress --network large
+gpu: gpu-bench teacher-windows teacher-scenes gpu-fastest
 
-larger:
-	.venv/bin/python -m fastviz.stickers rebuild --network large
-	for stage in distil student-decoder pairs warmup score; do .venv/bin/python -m fastviz.stickers $$stage --minutes 1.5 --batch 64 || exit; done
-	.venv/bin/python -m fastviz.stickers export-student
-	.venv/bin/python -m fastviz.stickers evaluate-student --count 128
+gpu-bench: .venv/.bench
+	.venv/bin/python -m fastviz bench gpu --out assets/bench/gpu --minutes 6
+
+teacher-windows: .venv/.app
+	$(STICKERS) teacher --network large --batch 256 --fresh 32 --minutes 3 --decay 0
+	$(STICKERS) keep --network large
+
+teacher-scenes: .venv/.app
+	$(STICKERS) teacher --network large --batch 256 --fresh 32 --minutes 6 --scenes 0.75 --decay 0.4
+	$(STICKERS) keep --network large
+	$(STICKERS) progress --network large
+
+student: student-distil student-score student-figures
+
+student-distil: .venv/.app
+	$(STICKERS) export --network large
+	for stage in distil student-decoder pairs; do $(STICKERS) $$stage --minutes 1 --batch 64 || exit; done
+
+student-score: .venv/.app
+	for stage in warmup score; do $(STICKERS) $$stage --minutes 1 --batch 64 || exit; done
+	$(STICKERS) export-student
+
+student-figures: .venv/.app
+	$(STICKERS) evaluate-student --count 128
+
+gpu-fastest: .venv/.app
+	-.venv/bin/python -m fastviz fastest --lpips 0.15
+
+larger: student
+	$(STICKERS) rebuild --network large
 
 audit: .venv/.test
 	.venv/bin/python tests/audit.py

@@ -3,19 +3,26 @@
 Cells are run in order of importance until the minutes are over; the same command goes on. Seconds are those of the
 network's calls in a whole guided run of one batch (for the one-step models of everything from prompt embedding to decoded
 pixels): each kind of step is timed a few times and counts as often as it occurs, peers run their first steps, scaled. Text
-encoder, scheduler and, but for the one-step models, decoder are left out; "olss" has its scheduler in. "eager" is half
-precision and nothing else; "expert" adds channels_last, fused projections where a method allows them, compiled blocks and
-CUDA graphs. Peak memory is above the weights. A cell that fails is recorded with its sentence; --again tries it once more.
+encoder, scheduler and, but for the one-step models, decoder are left out; "olss" and "few_step" have their scheduler in.
+"eager" is half precision and nothing else; "expert" adds channels_last, fused projections where a method allows them,
+compiled blocks and CUDA graphs. Peers run eagerly alone, as they are published: tomesd draws from a generator of its own,
+which a graph does not record, and the others decide in Python, step by step, what to leave out. SDXS is timed in half
+precision; the page runs SDXS's weights in float32, as they are published, and is slower than the rate told here.
+
+Peak memory is above the weights. A cell that fails is recorded with its sentence; --again tries it once more. One that was
+begun when the process was ended is tried once more by itself. Cells of peers that are not installed are left.
 Of a cell that misses a goal, the kernels that took the time and the operations that took the memory are recorded.
+On a machine that is lent for ten minutes, --minutes 6: profiles take two more, the start and a cell's end the rest.
 """
 
 import argparse
 import csv
 import gc
 import json
+import math
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -23,115 +30,15 @@ import torch
 from .. import models
 from ..compare import environment
 from ..request import BadRequest, check_number
-from ..run import Peak
+from ..run import Peak, alive
 from . import lanes, networks
+from .matrix import Cell, cells, goals
 
 LARGEST = 64  # pictures in the largest batch that is tried
 SAME = ("device", "dtype", "torch", "diffusers")  # of the environments of cells that may be compared
-PROFILING = 120  # seconds after which no profile is begun
+PROFILING = 120  # seconds in which profiles are made
 FILL = 0.8  # of the free memory that the largest batch is meant to take
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One measurement. lane: a stack as the command line takes it, a peer of lanes.PEERS, or "olss"; batch: pictures, 0
-    for the most that fit by the peak of the same cell with one."""
-    network: str
-    size: int
-    lane: str = "full"
-    steps: int = 50
-    attention: str = "fused"
-    how: str = "eager"
-    batch: int = 1
-
-    @property
-    def key(self):
-        return ", ".join((self.network, f"{self.size} px", self.lane, f"{self.steps} steps", self.attention, self.how,
-                          f"batch {self.batch or 'most'}"))
-
-
-TOME, STACKED = "tome(ratio=0.6)", "tome(share=true)+attention_reuse(keep=output)"
-OUTPUT = "attention_reuse(keep=output)"
-
-
-def cells():
-    """All cells, the most telling first."""
-    one, xl, sd = networks.ONE_STEP, ("SDXL", 1024), "SD 1.5"
-    sizes = dict(zip(one, (512, 1024)))
-    found = [Cell(name, sizes[name], steps=1, how=how) for how in ("expert", "eager") for name in one]
-    found += [Cell(*xl, lane, attention=attention) for attention in ("materialised", "fused")
-              for lane in ("full", "atedm", "atedm(finest=false)")]
-    found += [Cell(sd, 512, lane, attention="materialised") for lane in ("full", TOME, "tomesd 0.6")]
-    found += [Cell(sd, 2048, lane) for lane in ("full", TOME, "tomesd 0.6")]
-    found += [Cell(sd, 512), Cell(sd, 512, "olss", 10)]
-    found += [Cell(*xl, lane, 10) for lane in (OUTPUT, STACKED, "olss", STACKED + "+atedm")]
-    found += [Cell(sd, size, lane) for size in (512, 768, 1024)
-              for lane in ("full", "tome", "tome(share=true)", "tomesd 0.5")]
-    found += [Cell(*place, lane, how="expert") for place in (xl, (sd, 1024))
-              for lane in ("full", STACKED, "tome(share=true)", "atedm")]
-    found += [Cell(*xl, STACKED, 10, how="expert"), Cell(sd, 512, how="expert"), Cell(sd, 512, "olss", 10, how="expert")]
-    found += [Cell(sd, 1024, lane, how="expert") for lane in ("attention_reuse", OUTPUT)]
-    found += [Cell(sd, size, lane) for size in (512, 768, 1024) for lane in (
-        "attention_reuse", OUTPUT, "pyramid broadcast 2", "DeepCache 3")]
-    found += [Cell(*xl, lane) for lane in ("tome", "attention_reuse", OUTPUT, "pyramid broadcast 2", "DeepCache 3")]
-    found += [Cell(sd, size, lane, attention="materialised") for size in (768, 1024)
-              for lane in ("full", TOME, "tomesd 0.6", "attention_reuse")]
-    found += [Cell("SDXL", 2048, lane) for lane in ("full", "tome", "atedm", OUTPUT)]
-    found += [Cell(name, sizes[name], steps=1, how="expert", batch=0) for name in one]
-    found += [Cell(*place, lane, batch=0) for place in ((sd, 512), xl)
-              for lane in ("full", "tome", "attention_reuse", OUTPUT)]
-    found += [Cell(sd, 512, lane, attention="materialised", batch=0) for lane in ("full", TOME, "tomesd 0.6")]
-    return list(dict.fromkeys(found))
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A ratio of two cells of one run, or, with no cell below, pictures a second. figure: "seconds" or "peak"."""
-    what: str
-    least: float
-    above: Cell
-    below: Cell = None
-    figure: str = "seconds"
-
-    @property
-    def ours(self):
-        """The cell that is to be fast or small."""
-        return self.below or self.above
-
-    def missed(self, known):
-        """Whether it was measured and not reached."""
-        value = self.value(known)
-        return value is not None and value < self.least
-
-    def value(self, known):
-        """None where it was not measured."""
-        top, bottom = (known.get(cell.key, {}) if cell else None for cell in (self.above, self.below))
-        if bottom is None:
-            return top.get("images_per_second")
-        return top[self.figure] / bottom[self.figure] if top.get(self.figure) and bottom.get(self.figure) else None
-
-
-def goals():
-    xl, sd = ("SDXL", 1024), "SD 1.5"
-    found = [Goal(f"{name} images/s", least, Cell(name, size, steps=1, how="expert"))
-             for name, size, least in zip(networks.ONE_STEP, (512, 1024), (100, 30))]
-    for attention, least in (("materialised", 1.53), ("fused", 1.18)):
-        found += [Goal(f"SDXL 1024 px {attention}: full / {lane}", least, Cell(*xl, attention=attention),
-                       Cell(*xl, lane, attention=attention)) for lane in ("atedm", "atedm(finest=false)")]
-    small = Cell(sd, 512, attention="materialised"), Cell(sd, 512, TOME, attention="materialised")
-    found += [Goal("SD 1.5 512 px materialised: full / tome 60 %", 2.03, *small),
-              Goal("SD 1.5 512 px materialised: full / tome 60 %, peak memory", 5, *small, "peak"),
-              Goal("SD 1.5 2048 px: full / tome 60 %", 5.4, Cell(sd, 2048), Cell(sd, 2048, TOME)),
-              Goal("SD 1.5 2048 px: tomesd / tome 60 %", 1, Cell(sd, 2048, "tomesd 0.6"), Cell(sd, 2048, TOME))]
-    found += [Goal(f"SD 1.5 {size} px: tomesd / {lane}", 1, Cell(sd, size, "tomesd 0.5"), Cell(sd, size, lane))
-              for size in (512, 768, 1024) for lane in ("tome", "tome(share=true)")]
-    found += [Goal(f"SD 1.5 {size} px materialised: tomesd / tome 60 %", 1, Cell(sd, size, "tomesd 0.6", attention="materialised"),
-                   Cell(sd, size, TOME, attention="materialised")) for size in (512, 768, 1024)]
-    found += [Goal("SD 1.5 512 px: 50 steps / OLSS 10 steps", 4.8, Cell(sd, 512), Cell(sd, 512, "olss", 10))]
-    found += [Goal(f"SDXL 1024 px: 50 steps / {lane}, 10 steps, {how}", 5,
-                   Cell(*xl, how=how), Cell(*xl, lane, 10, how=how)) for lane, how in (
-                       (OUTPUT, "eager"), (STACKED, "eager"), (STACKED + "+atedm", "eager"), (STACKED, "expert"))]
-    return found
+TRIES = 2  # of a cell whose process was ended
 
 
 # One cell
@@ -176,21 +83,46 @@ def profiled(cell, *told):
         return {"steps": lanes.profile(unet, cell, told, *others)}
 
 
+def memory_ended(error):
+    """Whether an error, or one that it came from, is about memory: while a graph is recorded, its end raises another one."""
+    while error and not (isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "out of memory" in str(error)):
+        error = error.__context__
+    return error is not None
+
+
 def attempt(work, *told):
-    """What `work` tells, or {"error": a sentence}."""
-    begun = time.perf_counter()
+    """What `work` tells, or {"error": a sentence}, with "lost" where the device does not compute any more."""
+    begun, doubted = time.perf_counter(), False
     try:
         found = work(*told)
     except Exception as error:  # whatever a kernel, a compiler or a peer raises: the other cells go on
-        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        text = "Out of memory." if memory else (str(error).strip().splitlines() or [""])[0][:300]
-        found = {"error": f"{type(error).__name__}: {text}"}
-        if isinstance(error, torch.AcceleratorError):
-            found["lost"] = True
+        text = "Out of memory." if memory_ended(error) else (str(error).strip().splitlines() or [""])[0][:300]
+        found, doubted = {"error": f"{type(error).__name__}: {text}"}, isinstance(error, torch.AcceleratorError)
     gc.collect()
-    if torch.cuda.is_available() and "lost" not in found:
+    if doubted and not alive():  # out here, where the error's traceback keeps no tensors
+        found["lost"] = True
+    elif torch.cuda.is_available():
         torch.cuda.empty_cache()
     return found | {"took": time.perf_counter() - begun}
+
+
+# Which cells, and when
+
+def wanted(row, again=False):
+    """Whether a cell or a profile is to be made, from what is recorded of it: nothing, a try that did not end, or, if such
+    are tried `again`, an error."""
+    return not row or "took" not in row and row.get("tries", 1) < TRIES or again and "error" in row
+
+
+def expected(cell, known):
+    """Seconds that a cell may take: what the nearest one of those measured took, 0 where there is none."""
+    def apart(row):
+        unlike = [row[name] != getattr(cell, name) for name in ("network", "how")]
+        return *unlike, row["asked"] != cell.batch, abs(math.log(row["size"] / cell.size)), row["attention"] != cell.attention, \
+            row["lane"] != cell.lane
+
+    rows = [row for row in known.values() if "seconds" in row]
+    return min(rows, key=apart)["took"] if rows else 0.0
 
 
 # What comes out
@@ -205,6 +137,18 @@ def told_of(goal, profile):
     else:
         most = "; ".join(f"{row['share']:.0%} {row['name'][:60]}" for row in step["kernels"][:4])
     return f"{step['often']} x step {step['step']}, {step['milliseconds']:.1f} ms, of which {step['busy']:.1f} in kernels: {most}"
+
+
+def report(known, profiles):
+    """Prints every goal: its value, whether that is of two calls, and what a profile says where it is missed."""
+    print()
+    for goal in goals():
+        value, calls = goal.value(known), goal.calls(known)
+        told = "not measured" if value is None else f"{value:.2f}"
+        apart = f", from calls {calls[0]} and {calls[1]}" if value is not None and len(calls) > 1 else ""
+        print(f"{goal.what}: {told} (goal {goal.least:g}){apart}")
+        if goal.missed(known) and goal.ours.key in profiles:
+            print("  missed: " + told_of(goal, profiles[goal.ours.key]))
 
 
 def write(folder, told):
@@ -259,14 +203,20 @@ def main(argv=None, asked=None, configs=networks.CONFIGS, backend="inductor", de
     decoder, if not the published ones."""
     parser = argparse.ArgumentParser(prog="python -m fastviz bench gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, help="folder; the same one goes on where an earlier call stopped")
-    parser.add_argument("--minutes", type=float, default=8, help="no cell is begun after so many; profiles take two more")
+    parser.add_argument("--minutes", type=float, default=8, help="in which cells are measured; profiles take two more. 6 for a machine "
+                        "that is lent for ten")
     parser.add_argument("--again", action="store_true", help="tries cells once more that failed")
     args = parser.parse_args(argv)
     check_number("minutes", "--minutes", args.minutes, 0, 10_000, float)
     begun, folder, device, machine = time.monotonic(), Path(args.out), models.device(), environment()
     folder.mkdir(parents=True, exist_ok=True)
     (known, profiles), asked = load(folder, machine), cells() if asked is None else asked
-    todo = [cell for cell in asked if cell.key not in known or args.again and "error" in known[cell.key]]
+    call = 1 + max((row.get("call", 0) for row in known.values()), default=0)
+    lacking = {cell: lanes.missing(cell.lane) for cell in asked if wanted(known.get(cell.key), args.again)}
+    todo, absent = [cell for cell, package in lacking.items() if not package], sorted(set(filter(None, lacking.values())))
+    waits = f"Not installed: {', '.join(absent)}. Cells with it are left until `pip install -r requirements-bench.txt`." if absent else ""
+    if waits:
+        print(waits, flush=True)
     given = device, configs, backend, decoder or {}
 
     def keep(kept, cell, found):
@@ -275,33 +225,30 @@ def main(argv=None, asked=None, configs=networks.CONFIGS, backend="inductor", de
 
     def tried(work, kept, cell, about):
         """Whether the device is still there."""
+        about = about | {"call": call, "tries": kept.get(cell.key, {}).get("tries", 0) + 1}
         keep(kept, cell, about | {"error": "It was begun and did not end."})  # what stays if the process is ended meanwhile
         keep(kept, cell, about | attempt(work, cell, known, *given))
         return "lost" not in kept[cell.key]  # nothing in this process can use a lost device again
 
     there = True
-    for cell in todo:
-        if not there or time.monotonic() - begun > 60 * args.minutes:
-            break
+    for i, cell in enumerate(todo):
+        passed = time.monotonic() - begun
+        if not there or passed > 60 * args.minutes or i and passed + expected(cell, known) > 60 * args.minutes:
+            break  # the first one is begun whatever it takes, or no call would get past it
         there = tried(measured, known, cell, asdict(cell) | {"asked": cell.batch})
         told = known[cell.key]
         says = told.get("error") or "{seconds:.3f} s, {images_per_second:.3f} images/s".format(**told)
         print(f"{cell.key}: {says}", flush=True)
     missed, finished = [goal for goal in goals() if goal.missed(known)], time.monotonic()
-    for goal in missed:  # after all timing: a profiler that was once there makes later calls slower
-        done = goal.ours.key in profiles and not (args.again and "error" in profiles[goal.ours.key])
-        if there and not done and args.minutes and time.monotonic() - finished < PROFILING:
-            there = tried(profiled, profiles, goal.ours, {})
-    left = sum(cell.key not in known for cell in asked)
+    for cell in dict.fromkeys(goal.ours for goal in missed):  # after all timing: a profiler makes later calls slower
+        fits = time.monotonic() - finished + known[cell.key]["took"] < PROFILING
+        if there and fits and args.minutes and wanted(profiles.get(cell.key), args.again):
+            there = tried(profiled, profiles, cell, {})
+    left = sum(wanted(known.get(cell.key)) for cell in asked)
     figure(known, folder / "cells.png")
-    print()
-    for goal in goals():
-        value = goal.value(known)
-        print(f"{goal.what}: " + ("not measured" if value is None else f"{value:.2f}") + f" (goal {goal.least:g})")
-        if goal in missed and goal.ours.key in profiles:
-            print("  missed: " + told_of(goal, profiles[goal.ours.key]))
+    report(known, profiles)
     if left:
-        print(f"\n{left} of {len(asked)} cells are left: the same command goes on.")
-    values = {goal.what: {"value": goal.value(known), "least": goal.least} for goal in goals()}
-    print(json.dumps({"bench": "gpu", "environment": machine, "left": left, "goals": values}, allow_nan=False))
+        print(f"\n{left} of {len(asked)} cells are left: the same command goes on. {waits}".rstrip())
+    values = {goal.what: {"value": goal.value(known), "least": goal.least, "calls": goal.calls(known)} for goal in goals()}
+    print(json.dumps({"bench": "gpu", "environment": machine, "left": left, "missing": absent, "goals": values}, allow_nan=False))
     return 0

@@ -4,13 +4,15 @@ import os
 from collections import Counter
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
-from importlib.util import find_spec
+from importlib import import_module
+from statistics import median
 from types import SimpleNamespace
+from typing import Callable, NamedTuple
 
 import torch
 
 from ..cost import Flops, kinds, with_past
-from ..methods import attached
+from ..methods import attached, few_step
 from ..request import parse_stack
 from ..run import Clock
 from ..schedulers import OLSSScheduler, alphas_of, ddim
@@ -37,9 +39,9 @@ def expert(unet, stack, backend):
 
 
 def predict(unet, told, **other):
-    """The network's output; its first argument by position, which tomesd asks for."""
+    """The network's output; its first two arguments by position: tomesd asks for the one, DeepCache for the other."""
     told = told | other
-    return unet(told["sample"], **{name: value for name, value in told.items() if name != "sample"}).sample
+    return unet(told.pop("sample"), told.pop("timestep"), **told).sample
 
 
 def recorded(call, device):
@@ -74,20 +76,31 @@ def seconds_of(call, device, times=TIMED):
     return sorted(clock.spans())[times // 2]
 
 
+def starts(unet, stack, steps, grid, device):
+    """Median seconds that a step's start takes, by kind of step: they are timed for all steps in order, without the network,
+    because a single one would be a cold one."""
+    context, clock = Context(steps, grid=grid, device=device.type), Clock(device)
+    with attached(SimpleNamespace(unet=unet), stack, context):
+        labels = with_past(kinds(stack, steps), context.frozen)
+        for step in range(steps):
+            clock.mark()
+            context.start(step)
+            clock.mark()
+    spans = list(zip(labels, clock.spans(), strict=True))
+    return {label: median(span for other, span in spans if other == label) for label in labels}
+
+
 def ours(unet, told, text, steps, grid, device, graphs):
     """For each kind of step of a run of `steps` steps: (name, how often it occurs, seconds that its start takes, a call of the
     network). A call is good until the next one is asked for."""
     stack, context = parse_stack(text), Context(steps, grid=grid, device=device.type)
+    begun = starts(unet, stack, steps, grid, device)
     with attached(SimpleNamespace(unet=unet), stack, context):
         labels = with_past(kinds(stack, steps), context.frozen)
         for label, often in Counter(labels).items():  # in order of their first occurrence
-            clock = Clock(device)
-            clock.mark()
             context.start(labels.index(label))
-            clock.mark()
-            begun, = clock.spans()
             call = partial(predict, unet, told)
-            yield ", ".join(map(str, label[0])), often, begun, recorded(call, device) if graphs else call
+            yield ", ".join(map(str, label[0])), often, begun[label], recorded(call, device) if graphs else call
 
 
 @torch.no_grad()
@@ -96,7 +109,7 @@ def flops(config, lane, steps, side, batch, device):
     lane runs them on `device`; None for peers."""
     if lane in PEERS:
         return None
-    text, mode = "full" if lane == "olss" else lane, Flops()
+    text, mode = "full" if lane in SCHEDULERS else lane, Flops()
     stack, context, found = parse_stack(text), Context(steps, grid=(side, side), device=device.type), {}
     unet, told = unet_of(config, "meta", torch.float32), inputs(config, side, batch, "meta", torch.float32)
     with mode, attached(SimpleNamespace(unet=unet), stack, context):
@@ -110,16 +123,34 @@ def flops(config, lane, steps, side, batch, device):
     return sum(found[label] for label in labels)
 
 
+class Peer(NamedTuple):
+    """Another package's way. apply: edits pipe.unet and returns what begins a run; package: None where diffusers has it;
+    host: whether it reads timesteps on the processor, where one on the GPU would make it wait."""
+    apply: Callable
+    package: str | None = None
+    host: bool = False
+
+
+def missing(lane):
+    """The package that a lane needs and that is not here, or None."""
+    if lane in PEERS and PEERS[lane].package:
+        try:
+            import_module(PEERS[lane].package)
+        except ModuleNotFoundError as error:
+            return error.name
+    return None
+
+
 def peer(unet, told, name, steps, grid, device):
-    """The same of another package: its first PEER_STEPS steps, scaled."""
-    pipe = SimpleNamespace(unet=unet, scheduler=SimpleNamespace(timesteps=torch.arange(PEER_STEPS).flip(0)))
-    begin = PEERS[name](pipe)
-    clock = Clock(device)
+    """Seconds of all calls of a run of `steps` steps as another package makes them: its first PEER_STEPS, scaled."""
+    timesteps = torch.arange(PEER_STEPS).flip(0)
+    begin = PEERS[name].apply(SimpleNamespace(unet=unet, scheduler=SimpleNamespace(timesteps=timesteps)))
+    given, clock = (timesteps if PEERS[name].host else timesteps.to(device)).unbind(), Clock(device)
     for times in range(3):  # the first one warms up
         begin()
         clock.mark()
-        for t in pipe.scheduler.timesteps:
-            predict(pipe.unet, told, timestep=t)
+        for t in given:
+            predict(unet, told, timestep=t)
         clock.mark()
     return min(clock.spans()[1:]) * steps / PEER_STEPS
 
@@ -128,7 +159,8 @@ def tomesd(ratio):
     def apply(pipe):
         from tomesd import apply_patch
 
-        apply_patch(pipe.unet, ratio=ratio)
+        finest = next(level for level, kind in enumerate(pipe.unet.config.down_block_types) if "Attn" in kind)
+        apply_patch(pipe.unet, ratio=ratio, max_downsample=2**finest)  # its default, 1, merges nothing in SDXL
         return lambda: None
     return apply
 
@@ -145,34 +177,44 @@ def broadcast(pipe):
 
 
 def deepcache(pipe):
-    if not find_spec("DeepCache"):
-        raise RuntimeError("DeepCache is not installed: install it beside this package to compare with it.")
     from DeepCache import DeepCacheSDHelper
 
     helper = DeepCacheSDHelper(pipe=pipe)
     helper.set_params(cache_interval=3, cache_branch_id=0)
-
-    def begin():
-        helper.disable()
-        helper.enable()
-    begin()
-    return begin
+    helper.enable()
+    return lambda: None  # a run's first step overwrites whatever it stored
 
 
-PEERS = {"tomesd 0.5": tomesd(0.5), "tomesd 0.6": tomesd(0.6), "pyramid broadcast 2": broadcast, "DeepCache 3": deepcache}
+PEERS = {"tomesd 0.5": Peer(tomesd(0.5), "tomesd"), "tomesd 0.6": Peer(tomesd(0.6), "tomesd"),
+         "pyramid broadcast 2": Peer(broadcast), "DeepCache 3": Peer(deepcache, "DeepCache", host=True)}
 
 
-def fitted(unet, told, steps, device, graphs):
-    """A call that makes a whole run with a fitted scheduler; its coefficients are DDIM's, which take as long as any others."""
+def olss(steps):
+    """A fitted scheduler; its coefficients are DDIM's, which take as long as any others."""
     timesteps = [999 - i * 1000 // steps for i in range(steps)]
-    wx, we = ddim(alphas_of(SCHEDULE, timesteps))
-    scheduler, seen = OLSSScheduler(timesteps, wx, we), told["sample"].clone()
-    call = recorded(lambda: predict(unet, told, sample=seen), device) if graphs else lambda: predict(unet, told, sample=seen)
+    return OLSSScheduler(timesteps, *ddim(alphas_of(SCHEDULE, timesteps)))
+
+
+def few(steps):
+    """DPM-Solver++ 2M, for any number of steps."""
+    from diffusers import DDIMScheduler
+
+    return few_step.scheduler("dpm", DDIMScheduler(**SCHEDULE).config)
+
+
+SCHEDULERS = {"olss": olss, "few_step": few}
+
+
+def scheduled(unet, told, scheduler, steps, device, graphs):
+    """A call that makes a whole run of `steps` steps with a scheduler."""
+    seen = told["sample"].clone()
+    call = partial(predict, unet, told, sample=seen)
+    call = recorded(call, device) if graphs else call
 
     def run():
-        scheduler.set_timesteps()
+        scheduler.set_timesteps(steps, device=device)
         x = told["sample"]
-        for t in timesteps:
+        for t in scheduler.timesteps:
             seen.copy_(x)
             x = scheduler.step(call().clone(), t, x).prev_sample
     return run
@@ -209,8 +251,8 @@ def calls(unet, cell, told, grid, device, decoder=None):
     graphs = cell.how == "expert"
     if decoder is not None:
         yield "run", 1, 0.0, one_step(unet, told, decoder, device, graphs)
-    elif cell.lane == "olss":
-        yield "run", 1, 0.0, fitted(unet, told, cell.steps, device, graphs)
+    elif cell.lane in SCHEDULERS:
+        yield "run", 1, 0.0, scheduled(unet, told, SCHEDULERS[cell.lane](cell.steps), cell.steps, device, graphs)
     else:
         yield from ours(unet, told, cell.lane, cell.steps, grid, device, graphs)
 
