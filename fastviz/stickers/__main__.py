@@ -13,6 +13,7 @@ STAGES = {
     "reference": "1c: train the AutoencoderKL for the same latents",
     "judge": "2: train and export the judge",
     "teacher": "3: train the U-Net and its text encoder",
+    "text": "3a: teach a fresh text encoder to answer as the teacher's, whose attention no longer learns, and take it instead",
     "apart": "3a: set words apart in the checkpoint that training took for the same: left and right, above and below",
     "keep": "3b: write what is trained to assets/stickers/onward, where any machine goes on from",
     "progress": "3c: figures and pictures of what is trained so far, in the learning curve",
@@ -33,7 +34,7 @@ STAGES = {
     "evaluate-sketch": "14: figures and pictures of what it does, in training/",
 }
 TRAINING = {"autoencoder": (8, 1.5e-3), "decoder": (8, 1e-3), "reference": (8, 1e-3), "judge": (24, 2e-3),
-            "teacher": (24, 2e-3), "distil": (8, 1e-3), "student-decoder": (8, 1e-3), "warmup": (16, 2e-4), "score": (8, 5e-5),
+            "teacher": (24, 2e-3), "text": (64, 1e-3), "distil": (8, 1e-3), "student-decoder": (8, 1e-3), "warmup": (16, 2e-4), "score": (8, 5e-5),
             "sketch": (16, 2e-3)}  # batch and learning rate for a CPU
 DECAYING = ("teacher", "distil", "student-decoder", "warmup", "score")  # stages that may be trained in several sittings
 
@@ -57,7 +58,7 @@ def main():
             stage.add_argument("--fresh", type=float, default=2.0, help="new scenes painted and encoded per batch")
             stage.add_argument("--anew", action="store_true", help="from random weights, where there is no checkpoint")
             stage.add_argument("--room", type=int, default=12_000, help="encoded scenes kept")
-        if name in ("teacher", "apart", "progress", "heeded", "keep", "export", "rebuild"):
+        if name in ("teacher", "text", "apart", "progress", "heeded", "keep", "export", "rebuild"):
             stage.add_argument("--network", choices=parts.SIZES, default="small", help="the teacher's size; large is for a GPU")
         if name == "pairs":
             stage.add_argument("--minutes", type=float, default=20, help="time budget")
@@ -87,7 +88,7 @@ def main():
 
 
 def run(args):
-    from . import autoencoder, behaviour, evaluate, export, heeded, judge, progress, sdxs, sketch, teacher, world
+    from . import autoencoder, behaviour, evaluate, export, heeded, judge, progress, retext, sdxs, sketch, teacher, world
 
     if args.stage == "atlas":
         world.render_atlas().save(world.ATLAS, quality=92, method=6)
@@ -107,6 +108,8 @@ def run(args):
         getattr(export, args.stage)(network=args.network)
     elif args.stage == "behaviour":
         behaviour.main(args.count)
+    elif args.stage == "text":
+        retext.fit(args.minutes, args.batch, args.lr, args.network)
     elif args.stage == "apart":
         teacher.apart(args.network)
     elif args.stage == "heeded":

@@ -193,12 +193,14 @@ def noise_loss(alphas, clear):
 
 
 def optimizers(model, lr):
-    """Muon for the matrices inside, AdamW for embeddings, norms, biases and the first and last convolution."""
-    inner, outer = [], []
+    """Muon for the matrices inside a U-Net; AdamW for its norms, biases, first and last convolution and, slower and with decay,
+    for a text encoder: Muon's changes never get smaller, and under them attention over words ended up blind, see retext."""
+    inner, outer, text = [], [], []
     for name, p in model.named_parameters():
-        edge = any(part in name for part in ("token_embedding", "position_embedding", "conv_in", "conv_out"))
-        (outer if p.ndim < 2 or edge else inner).append(p)
-    return [Muon(inner, lr=lr), torch.optim.AdamW(outer, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)]
+        edge = p.ndim < 2 or "conv_in" in name or "conv_out" in name
+        (text if name.startswith("text.") else outer if edge else inner).append(p)
+    groups = [dict(params=outer)] + [dict(params=text, lr=lr / 5, weight_decay=0.05)] * bool(text)
+    return [Muon(inner, lr=lr), torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)]
 
 
 def committed():
