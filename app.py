@@ -54,6 +54,8 @@ def warm(models):
 
         table.unknown_words(models[0], "")
         table.load(models[0])
+        if worker.LENT:
+            beside(models[0])
     except table.BadModel as error:
         logging.error("%s", error)
         health.note("model", str(error))
@@ -61,6 +63,29 @@ def warm(models):
         READY.set()
         gc.freeze()  # what is imported stays: never look through it again, least of all while something is being timed
         gc.enable()
+
+
+def beside(key):
+    """Loads what else a worker may need for a model, so that it costs no visitor lent seconds: networks for sketches and for one
+    step, its tokenizer, LPIPS and what reads pictures. In the thread that imported `spaces`: no other can put a tensor on a
+    device that is not lent."""
+    from PIL import Image
+
+    from fastviz import metrics, models, sketch
+    from fastviz.methods import sdxs
+    from fastviz.patch import Refused
+
+    pipe, folder, blank = models.load(key), models.MODELS[key].folder, Image.new("RGB", (64, 64))
+    models.tokenizer(folder)
+    for part, network in (("sketch", sketch), ("student", sdxs)):
+        try:
+            if not network.missing(folder):
+                network.load(pipe)
+        except Refused as refusal:
+            logging.error("%s", refusal)
+            health.note(part, str(refusal))
+    found = metrics.score(blank, blank, "a", key)
+    health.note("LPIPS", reason if isinstance(reason := found["lpips"], str) else "")
 
 
 def arguments():
@@ -109,7 +134,7 @@ def main():
         subprocess.run([sys.executable, "-m", "fastviz", "fetch", key], env={**os.environ, "HF_HUB_OFFLINE": "0"})
     if chosen.hardware == profile.ZERO and "spaces" in sys.modules:
         worker.rent()
-        for key in chosen.models:  # before the first visitor: a worker is a copy of this process
+        for key in chosen.models:  # before the first visitor, and here: a worker is a copy of this process
             if not checkpoints.MODELS[key].missing:
                 warm([key])
     page = Page(chosen).blocks.queue(max_size=chosen.queue, api_open=False)
@@ -124,7 +149,8 @@ def main():
     except OSError:
         sys.exit(f"Port {PORT} is taken: choose another one, for example GRADIO_SERVER_PORT={PORT + 1} make app.")
     print(f"fastviz is ready: http://{chosen.address}:{PORT}", flush=True)
-    threading.Thread(target=warm, args=(chosen.models,), name="warm", daemon=True).start()
+    if not worker.LENT:
+        threading.Thread(target=warm, args=(chosen.models,), name="warm", daemon=True).start()
     try:
         LOST.wait()
     except KeyboardInterrupt:

@@ -95,27 +95,30 @@ def with_past(labels, frozen):
     return found
 
 
-def flops(pipe, request, stack, steps):
+def flops(pipe, request, stack, steps, device=None):
     """FLOP of one picture: {"text": F, "steps": (F per step, ...), "decoder": F}. Counted once per model, size, guidance,
     stack, number of steps and with or without a sketch; a step that repeats an earlier kind of step is not executed again.
-    A scheduler calls the network once a step, so that the full model's step counts for all of them."""
+    A scheduler calls the network once a step, so that the full model's step counts for all of them. device: type of the one that
+    it will run on, where that is not the pipeline's own: some methods work otherwise on a GPU."""
+    device = device or pipe.device.type
     changes = tuple(knobs for knobs in stack if method_of(knobs).ROLE != "scheduler" and method_of(knobs) is not full)
     if not changes and steps > 1:
-        once = flops(pipe, request, stack, 1)
+        once = flops(pipe, request, stack, 1, device)
         return once | {"steps": once["steps"] * steps}
-    key = configuration(pipe), request.size, guided(pipe, request), request.sketch is not None, changes, steps
+    key = configuration(pipe), device, request.size, guided(pipe, request), request.sketch is not None, changes, steps
     with lock:
         if key not in counted:
             if len(counted) >= KEPT:
                 counted.pop(next(iter(counted)))
-            counted[key] = count(pipe, request, changes or (full.Knobs(),), steps)
+            counted[key] = count(pipe, request, changes or (full.Knobs(),), steps, device)
         return counted[key]
 
 
 @torch.no_grad()
-def count(pipe, request, stack, steps):
+def count(pipe, request, stack, steps, device=None):
     side, mode = request.size // pipe.vae_scale_factor, Flops()
     context = context_of(pipe, request, steps, (side, side))
+    context.device = device or context.device
     with on_meta(pipe) as bare, mode, attached(bare, stack, context) as ready, sketch.attach(ready, request, pipe):
         text, decoder, latents, inputs = ends(ready, request, context, mode)
         labels = with_past(kinds(stack, steps), context.frozen)

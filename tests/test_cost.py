@@ -98,10 +98,18 @@ def test_counting_leaves_everything_alone_and_is_remembered(tiny_pipe, monkeypat
     assert cost.flops(tiny_pipe, Request("another prompt", seed=3, size=128), FULL, 2) == first
 
 
+def test_the_count_is_that_of_the_device_that_it_is_for(tiny_pipe):
+    """AT-EDM ranks tokens in another way on a GPU, and a process that has none may count for one that has."""
+    request, stack = Request("a cat", size=256, steps=4), parse_stack("atedm")
+    here, there = (cost.flops(tiny_pipe, request, stack, 4, device) for device in (None, "cuda"))
+    assert cost.total(here) != cost.total(there) and cost.flops(tiny_pipe, request, stack, 4) == here
+    assert cost.flops(tiny_pipe, request, FULL, 4, "cuda") == cost.flops(tiny_pipe, request, FULL, 4)
+
+
 def test_what_is_remembered_is_bounded(tiny_pipe, monkeypatch):
     monkeypatch.setattr(cost, "KEPT", 3)
     monkeypatch.setattr(cost, "counted", {})
-    monkeypatch.setattr(cost, "count", lambda pipe, request, stack, steps: {"steps": steps})
+    monkeypatch.setattr(cost, "count", lambda pipe, request, stack, steps, device: {"steps": steps})
     for steps in range(1, 7):
         cost.flops(tiny_pipe, REQUEST, (tome.Knobs(),), steps)
     assert len(cost.counted) == 3 and any(key[-1] == 6 for key in cost.counted)

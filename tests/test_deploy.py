@@ -10,6 +10,7 @@ import sys
 import threading
 from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 import torch
 import yaml
@@ -320,13 +321,20 @@ def test_a_comparison_and_a_look_inside_run_in_the_worker(tiny, monkeypatch, tmp
 
 
 def test_every_error_of_ours_survives_the_boundary():
-    from fastviz.models import BadModel
     from fastviz.patch import Refused
     from fastviz.run import Failed, Lost, Stopped
 
-    for error in (BadRequest("prompt", "Type one."), BadModel("No."), Refused("No."), Failed("No."), Lost("No."), Stopped()):
-        again = crossed(error)
+    request = Request("a cat")
+    for error in (BadRequest("prompt", "Type one."), BadModel("No."), Refused("No."), Failed("No."), Stopped()):
+        again = crossed(worker.given_back(error, "A row", request))
         assert type(again) is type(error) and str(again) == str(error) and vars(again) == vars(error)
+        with pytest.raises(type(error)):
+            worker.received(again)
+    other = crossed(worker.given_back(KeyError("secret"), "A row", request))
+    assert type(other) is Failed and "A row could not be run (KeyError)" in str(other)
+    with pytest.raises(gr.Error, match="Another one is lent"):
+        worker.given_back(Lost("Start the program again."), "A row", request)
+    assert worker.received([1]) == [1]
 
 
 def test_the_time_that_is_asked_for_grows_with_the_request(tiny, monkeypatch):
@@ -341,7 +349,7 @@ def test_the_time_that_is_asked_for_grows_with_the_request(tiny, monkeypatch):
     monkeypatch.setattr(worker, "FASTEST", 10.0)
     with pytest.raises(BadRequest, match="ask for fewer rows, steps or repeats"):
         worker.check(long)
-    monkeypatch.setattr(worker, "LENT", {"rows": lambda request: pytest.fail("it would be ended in the middle")})
+    monkeypatch.setattr(worker, "LENT", {"rows": lambda *told: pytest.fail("it would be ended in the middle")})
     job = Job(long)
     job.work()
     assert job.state == "failed" and "lent for 120 s" in job.sentence
@@ -364,6 +372,35 @@ assert len(frames) == 1 and trace.channels
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=models.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-1500:]
+
+
+def test_what_is_asked_for_of_a_large_model_leaves_a_visitor_the_day(monkeypatch):
+    """An SDXL of 6.76 TFLOP a pass, as if every step of every row did all of the work."""
+    monkeypatch.setattr(worker, "counted", lambda request, stack, steps: {"text": 1e11, "steps": (2 * 6.76e12,) * steps, "decoder": 5e12})
+    request = Request("a cat", model="sdxl", repeats=1)
+    assert len(request.methods) == 4 and 40 < worker.duration(request) < 75
+    again = worker.needed(dataclasses.replace(request, repeats=2), worker.RATE) - worker.needed(request, worker.RATE)
+    looks = [worker.looking(request, SimpleNamespace(index=0, steps=steps), 64, "path") for steps in (2, 10, 50)]
+    assert looks == sorted(looks) and looks[0] == worker.SHORTEST and looks[-1] < worker.duration(request)
+    assert worker.needed(request, worker.RATE) - again < worker.START + 4 * worker.ROW + 4  # two steps warm up each row
+
+
+def test_a_row_that_is_refused_is_told_by_its_card_and_not_before(tiny):
+    worker.check(asked := Request("a cat", methods="full,sdxs", **QUICK))
+    found = compare.final(row for row in worker.rows(asked) if isinstance(row, compare.Row))
+    assert found[0].error is None and "this model has none" in found[1].error
+
+
+def test_a_look_in_a_worker_can_be_stopped_between_two_rows(tiny, monkeypatch, tmp_path):
+    from fastviz.ui.inside import Inside
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    job = Job(Request("a cat", seed=4, methods="full,tome", **QUICK))
+    job.work()
+    look, asked = Inside(job, 64), []
+    monkeypatch.setitem(worker.LENT, "look", lambda *told: (asked.append(told), look.stop.set(), worker.look(*told[:3]))[-1])
+    look.work()
+    assert look.state == "stopped" and len(asked) == len(look.traces) == 1 and not list(tmp_path.glob("under-way*"))
 
 
 # Results that are shown again

@@ -9,6 +9,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 from PIL import Image
 
@@ -101,15 +102,18 @@ class Inside(Work):
         path = self.folder / picture_name(row).replace(".png", ".npz")
         try:
             if worker.LENT:
+                if self.stop.is_set():
+                    raise Stopped
                 self.watch(i, row.title, 0, row.steps)
-                trace, frames = worker.LENT["look"](self.job.request, row, self.megabytes)
+                with worker.lasting(self.stop) as lasting:
+                    trace, frames = worker.received(worker.LENT["look"](self.job.request, row, self.megabytes, lasting))
             else:
                 trace = traced(self.job.request, row, stop=self.stop.is_set, megabytes=self.megabytes,
                                on_step=lambda step, steps: self.watch(i, row.title, step, steps))
                 frames = estimates(pipe, trace.channels, row.steps, self.stop.is_set)
             trace.save(path)
             found = self.shown(row, trace, frames) | {"figures": figures.of_row(pipe, self.job.request, self.job.request.methods[row.index])}
-        except (Stopped, Lost):
+        except (Stopped, Lost, models.BadModel, gr.Error):  # the next row would meet the same
             raise
         except Exception as error:
             return told | {"error": sentence(error, row.title, self.job.request)}

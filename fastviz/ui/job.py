@@ -7,7 +7,10 @@ import os
 import tempfile
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
+
+import gradio as gr
 
 from ..models import BadModel, load
 from ..request import BadRequest
@@ -42,7 +45,7 @@ class Work:
         self.thread = threading.Thread(target=visitor.run, args=(self.work,), name=name, daemon=True)
 
     def work(self):
-        from ..run import Lost, Stopped, disk_full  # torch and diffusers: the page must not wait for them
+        from ..run import Failed, Lost, Stopped, disk_full  # torch and diffusers: the page must not wait for them
 
         state, sentence = "finished", ""
         health.working.add(self)
@@ -54,11 +57,14 @@ class Work:
             state, sentence = "failed", GONE
             health.note("device", GONE)
             LOST.set()
-        except BadRequest as refusal:
+        except (BadRequest, Failed) as refusal:
             state, sentence = "failed", str(refusal)
         except BadModel as error:
             state, sentence = "failed", str(error)
             health.note("model", sentence)
+        except gr.Error as refusal:  # ZeroGPU's: no GPU, no quota, or a worker that was ended; str() of its words leaves HTML out
+            state, sentence = "failed", f"{refusal.title}: {refusal.message!s}".strip()
+            log.warning("%s", sentence)
         except Exception as error:
             log.exception("Work for the page failed: %s.", self.thread.name)
             why = "the disk is full" if disk_full(error) else "the server's log says why"
@@ -117,17 +123,18 @@ class Job(Work):
             self.take(row)
 
     def compute_elsewhere(self):
-        """The same in a worker that holds a GPU: it tells of rows, not of steps, and can be stopped between them."""
+        """The same in a worker that holds a GPU: it tells of rows, not of steps."""
         from ..run import Stopped
 
         worker.check(self.request)
         self.sentence = "Waiting for a GPU, then running"
-        found = worker.LENT["rows"](self.request)
-        self.environment = next(found)
-        for row in found:
-            self.take(row)
-            if self.stop.is_set():
-                raise Stopped
+        with worker.lasting(self.stop) as lasting, closing(worker.LENT["rows"](self.request, lasting)) as found:
+            self.environment = worker.received(next(found))
+            health.note("model", "")
+            for row in map(worker.received, found):
+                self.take(row)
+                if self.stop.is_set():
+                    raise Stopped
 
     def again(self):
         """This comparison as another visitor sees it who asked the same: never as if it were timed anew."""
