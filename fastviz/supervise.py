@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 def follow():
     """Ends this process at once when its supervisor is gone, however that ended. Nothing without a supervisor."""
     def wait():
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):  # not by sys.stdin, whose lock a waiting thread would hold when the program ends
+            pass
         os._exit(0)
 
     if os.environ.pop(PIPE, None):

@@ -32,7 +32,7 @@ CHOSEN = (  # file, what is there, what it becomes, the test that fails
     ("ui/temp.py", "        while True:\n            try:\n                sweep", "        if True:\n            try:\n                sweep", "test_page.py::test_the_janitor_sweeps_again_and_again"),
     ("ui/gate.py", '        if origin is not None and', '        if False and', "test_health.py::test_only_its_own_page_may_call"),
     ("request.py", '"Seed", self.seed, 0, 2**32 - 1', '"Seed", self.seed, 0, 2**32', "test_request.py::test_the_bounds_themselves_pass_and_their_neighbours_do_not"),
-    ("supervise.py", "        sys.stdin.buffer.read()\n        os._exit(0)", "        sys.stdin.buffer.read()", "test_supervise.py::test_however_it_ends_nothing_stays_behind"),
+    ("supervise.py", "            pass\n        os._exit(0)", "            pass", "test_supervise.py::test_however_it_ends_nothing_stays_behind"),
 )
 SAME = {  # what a mutation became -> why no test can notice: where one survives that is not here, the run fails
     "Path(parent, HASHES).write_text(json.dumps(table, indent=2) + '\\n')": "only the look of a file that programs read",

@@ -75,3 +75,11 @@ def test_a_server_without_a_supervisor_reads_no_input():
 
 def test_it_starts_the_page():
     assert supervise.APP == ROOT / "app.py" and supervise.APP.is_file()
+
+
+def test_a_page_that_refuses_its_options_ends_the_supervisor_with_its_sentence():
+    environment = {name: value for name, value in os.environ.items() if name != "FASTVIZ_PASSWORD"}
+    done = subprocess.run([sys.executable, "-m", "fastviz.supervise", "--profile", "classroom"], cwd=ROOT, capture_output=True, text=True,
+                          timeout=PATIENCE, env=environment)
+    assert done.returncode in supervise.USELESS and "FASTVIZ_PASSWORD" in done.stderr
+    assert "Fatal" not in done.stderr and "starts again" not in done.stderr
