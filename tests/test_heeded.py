@@ -87,3 +87,21 @@ def test_what_the_teacher_heeds_is_written_down(monkeypatch, tmp_path, capsys):
     assert [row["word"] for row in told["words"]] == list(heeded.WORDS) and len(capsys.readouterr().out.splitlines()) == 6
     background = told["words"][1]  # the word that a trained model heeds most
     assert 0.2 < background["heeded"] < 1.5 and background["rise"]["999"][0] > 3 * background["rise"]["999"][1]
+
+
+def test_the_unet_is_taught_where_it_is_by_scenes_that_tell_places_alone():
+    torch.manual_seed(0)
+    model = teacher.Teacher()
+    seen = teacher.watched(model.unet)
+    loss = teacher.noise_loss(parts.scheduler().alphas_cumprod, 1.0, seen)
+    tokens = teacher.tokens_of(model.tokenizer, ["a cat on the left"] * 2)
+    latents = torch.zeros(2, 4, teacher.WHOLE, teacher.WHOLE)
+    _, without = loss(model, (latents, tokens))
+    assert without["place"] == 0 and len(seen) == len(model.unet.up_blocks[1].resnets)
+    _, numbers = loss(model, (latents, tokens, teacher.LAYOUT))
+    assert float(numbers["place"]) == pytest.approx(float(sum(map(teacher.misplaced, seen))))
+    height, channels = 16, 128
+    reads = torch.randn(2, channels, generator=torch.Generator().manual_seed(1)) / channels ** 0.5
+    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, height), indexing="ij")
+    right = torch.einsum("khw,ck->chw", torch.stack((x, y)), torch.linalg.pinv(reads))[None]  # features from which both are read
+    assert teacher.misplaced(right) < 1e-8 < 0.5 < teacher.misplaced(right.flip(-1))

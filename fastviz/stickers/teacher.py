@@ -24,6 +24,7 @@ PAIRS = 0.7  # share of two stickers among whole scenes: windows teach the rest,
 ONWARD = "onward"  # in assets/stickers: weights trained further than the shipped ones
 ASIDE = 0.6  # share of single stickers whose captions tell their side
 LAYOUT = 0.7  # share of the timesteps, from the clean end, at which a noisy scene already shows what stands where
+PLACE = 0.05  # weight of what the U-Net cannot tell of where it is
 CLEAR = 0.65  # share of the timesteps, from the clean end, at which a noisy window still shows where its sticker is
 
 
@@ -167,12 +168,30 @@ def apart(network="small", length=2.0, seed=3):
     write(name, saved)
 
 
-def noise_loss(alphas, clear):
+def watched(unet):
+    """A list that holds, after each call of the U-Net, what its residual blocks before cross-attention give where it decodes the
+    middle resolution, (B, channels, h, w) each: empty it before the next call."""
+    seen = []
+    for block in unet.up_blocks[1].resnets:
+        block.register_forward_hook(lambda module, told, given: seen.append(given))
+    return seen
+
+
+def misplaced(features):
+    """Mean square error of a place, x and y in -1..1, as a fixed random direction in the channels (B, C, h, w) tells it."""
+    height, width = features.shape[2:]
+    y, x = torch.meshgrid(torch.linspace(-1, 1, height, device=features.device), torch.linspace(-1, 1, width, device=features.device), indexing="ij")
+    reads = torch.randn(2, features.shape[1], generator=torch.Generator().manual_seed(1)).to(features.device) / features.shape[1] ** 0.5
+    return (torch.einsum("bchw,kc->bkhw", features.float(), reads) - torch.stack((x, y))).square().mean()
+
+
+def noise_loss(alphas, clear, seen=None):
     """Noise-prediction loss with min-SNR weights (gamma 5; Hang et al., arXiv 2303.09556, eq. 8), raised where noise is
     high: there the caption decides what will stand in the picture, and the plain loss hardly sees it.
     clear: the share of the timesteps, from the clean end, that windows are trained at. A batch's third part is the share of the
     timesteps, from the clean end, that it is not trained at; its errors are those of the clean latents, because which of two
-    objects stands where moves little of them, and only where noise hides both."""
+    objects stands where moves little of them, and only where noise hides both. seen: of `watched`; these batches then also teach
+    the U-Net to tell left from right of itself, which no picture asks for before words for it are understood, nor the words before."""
     snr = alphas / (1 - alphas)
     weight = snr.clamp(max=5) / snr * (0.3 / snr).sqrt().clamp(1, 4)
 
@@ -185,9 +204,13 @@ def noise_loss(alphas, clear):
         else:
             t = ((even ** 0.6 if latents.shape[-1] == WHOLE else even * clear) * len(alphas)).long()  # scenes: more noise
         noise, a = torch.randn_like(latents), alphas[t][:, None, None, None]
+        if seen is not None:
+            seen.clear()
         error = (model(a.sqrt() * latents + (1 - a).sqrt() * noise, t, tokens).float() - noise).pow(2).mean((1, 2, 3))
+        place = sum(map(misplaced, seen)) if noisiest and seen else 0.0
         plain = error.detach()
-        return (weights[t] * error).mean(), {"low": plain[:count // 2].mean(), "high": plain[count // 2:].mean()}
+        return (weights[t] * error).mean() + PLACE * place, {
+            "low": plain[:count // 2].mean(), "high": plain[count // 2:].mean(), "place": place}
 
     return loss
 
@@ -237,11 +260,12 @@ def fit(minutes, size, lr, share=0.0, fresh=2.0, room=12_000, decay=0.25, anew=F
     start, name = None if anew else latest(network), stage(network)
     seed = start_seed(name, 2, start)
     model = Teacher(network).to(DEVICE)
+    seen = watched(model.unet) if layout else None  # before it is compiled
     quick(model.unet, minutes)
     scenes = Scenes(autoencoder.trained().encoder.to(DEVICE), tokens_of(model.tokenizer, [""]), room)
     painted = feed(partial(paint, alone=share == 0), seed)
     while scenes.count < min(room, 20 * size):
         scenes.add(*next(painted))
     return train(name, model, stream(scenes, painted, size, share, fresh, seed, layout),
-                 noise_loss(parts.scheduler().alphas_cumprod.to(DEVICE), CLEAR if share else 1.0), minutes, lr,
+                 noise_loss(parts.scheduler().alphas_cumprod.to(DEVICE), CLEAR if share else 1.0, seen), minutes, lr,
                  optimizers=optimizers(model, lr), horizon=300, decay=decay, report_every=60, start=start)
