@@ -129,7 +129,7 @@ def test_a_window_of_latents_comes_with_the_same_window_of_its_sketch():
     store = fit.Drawn(encoder, torch.zeros(1, parts.LENGTH, dtype=torch.long), 8)
     grey = torch.arange(world.SIZE, dtype=torch.uint8).expand(world.SIZE, -1)  # brighter to the right
     pictures = grey.expand(8, 3, -1, -1)
-    store.add(pictures, torch.ones(8, parts.LENGTH, dtype=torch.long), torch.tensor([[8, 12, 8]] * 8), grey.expand(8, -1, -1))
+    store.add(pictures, torch.ones(8, parts.LENGTH, dtype=torch.long), torch.tensor([[8, 12, 8, 0]] * 8), grey.expand(8, -1, -1))
     for cells in (teacher.WINDOW, teacher.WHOLE):
         latents, (tokens, sheets) = store.draw(6, cells)
         assert tokens.shape == (6, parts.LENGTH) and sheets.shape == (6, 8 * cells, 8 * cells) and sheets.dtype == torch.uint8

@@ -60,7 +60,7 @@ class Page:
         with gr.Row(elem_id="go"):
             self.run = gr.Button("Run", variant="primary", elem_id="run", min_width=120)
             self.stop = gr.Button("Stop", variant="secondary", elem_id="stop", min_width=90, interactive=False)
-            self.away = gr.Button("Leave the queue", elem_id="away")  # never seen: Stop presses it for who still waits
+            self.away = gr.Button("Stop", elem_id="away")  # never seen: Stop presses it for who still waits
         self.examples = gr.Dataset(components=[self.ask.controls["prompt"]], samples=[[text] for text in EXAMPLES],
                                    label="Examples: one click runs", elem_id="examples", type="values")
         self.draw = draw.Draw(self)
