@@ -255,8 +255,9 @@ def trained(size="small"):
 
 
 def fit(minutes, size, lr, share=0.0, fresh=2.0, room=12_000, decay=0.25, anew=False, network="small", layout=0.0):
-    """network: a key of parts.SIZES; layout: see stream. Goes on from the checkpoint or, without one, from the latest weights unless `anew`, with a `share` of scenes among
-    the batches. fresh: new scenes per batch; room: scenes kept; size: windows per batch; decay: see loop.train."""
+    """Goes on from the checkpoint or, without one, from the latest weights unless `anew`, with a `share` of scenes among the
+    batches, see stream for their `layout`. network: a key of parts.SIZES; fresh: new scenes per batch; room: scenes kept; size:
+    windows per batch; decay: see loop.train."""
     start, name = None if anew else latest(network), stage(network)
     seed = start_seed(name, 2, start)
     model = Teacher(network).to(DEVICE)
