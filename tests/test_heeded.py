@@ -6,8 +6,8 @@ import random
 import pytest
 import torch
 
-from fastviz.stickers import heeded, loop, parts, teacher, world
-from fastviz.stickers.words import OPPOSITES, caption
+from fastviz.stickers import heeded, parts, teacher, world
+from fastviz.stickers.words import caption
 
 
 def test_a_caption_that_tells_a_side_is_true_of_its_scene():
@@ -30,22 +30,6 @@ def test_told_sides_are_trained_with_told_pairs(tiny_pipe):
     store.add(torch.zeros(8, 3, 1, 1), torch.zeros(8, parts.LENGTH, dtype=torch.long), boxes)
     rows, _, _ = store.places(200, teacher.WINDOW)
     assert set(rows.tolist()) == {0, 2, 4, 6}  # a window can stand anywhere: nothing may tell where its sticker is
-
-
-def test_opposite_words_are_set_apart_in_the_checkpoint(monkeypatch, tmp_path):
-    monkeypatch.setattr(loop, "WORK", tmp_path)
-    with pytest.raises(SystemExit, match="no checkpoint"):
-        teacher.apart()
-    weights = teacher.Teacher().state_dict()
-    loop.write("teacher", {"model": {**weights}, "average": {name: value.clone() for name, value in weights.items()}, "step": 3})
-    teacher.apart()
-    saved, table = loop.checkpoint("teacher"), "text.embeddings.token_embedding.weight"
-    for name, value in weights.items():
-        for kept in (saved["model"][name], saved["average"][name]):
-            moved = (kept - value).flatten(1).norm(dim=1).nonzero() if name == table else (kept != value).nonzero()
-            assert len(moved) == (2 * len(OPPOSITES) if name == table else 0)
-    one, other = (parts.tokenizer().convert_tokens_to_ids(f"{word}</w>") for word in OPPOSITES[0])
-    torch.testing.assert_close((saved["model"][table] - weights[table])[[one, other]].sum(0), torch.zeros(256), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("word", heeded.WORDS)

@@ -14,7 +14,6 @@ STAGES = {
     "judge": "2: train and export the judge",
     "teacher": "3: train the U-Net and its text encoder",
     "text": "3a: teach a fresh text encoder to answer as the teacher's, whose attention no longer learns, and take it instead",
-    "apart": "3a: set words apart in the checkpoint that training took for the same: left and right, above and below",
     "keep": "3b: write what is trained to assets/stickers/onward, where any machine goes on from",
     "progress": "3c: figures and pictures of what is trained so far, in the learning curve",
     "heeded": "3d: which words of a caption the teacher heeds, by noise level",
@@ -58,7 +57,7 @@ def main():
             stage.add_argument("--fresh", type=float, default=2.0, help="new scenes painted and encoded per batch")
             stage.add_argument("--anew", action="store_true", help="from random weights, where there is no checkpoint")
             stage.add_argument("--room", type=int, default=12_000, help="encoded scenes kept")
-        if name in ("teacher", "text", "apart", "progress", "heeded", "keep", "export", "rebuild"):
+        if name in ("teacher", "text", "progress", "heeded", "keep", "export", "rebuild"):
             stage.add_argument("--network", choices=parts.SIZES, default="small", help="the teacher's size; large is for a GPU")
         if name == "pairs":
             stage.add_argument("--minutes", type=float, default=20, help="time budget")
@@ -110,8 +109,6 @@ def run(args):
         behaviour.main(args.count)
     elif args.stage == "text":
         retext.fit(args.minutes, args.batch, args.lr, args.network)
-    elif args.stage == "apart":
-        teacher.apart(args.network)
     elif args.stage == "heeded":
         heeded.main(args.count, args.network)
     elif args.stage == "progress":

@@ -14,9 +14,8 @@ import torch
 from torch import nn
 
 from . import autoencoder, parts, world
-from .loop import DEVICE, SHIPPED, checkpoint, feed, quick, shipped, start_seed, train, write
+from .loop import DEVICE, SHIPPED, checkpoint, feed, quick, shipped, start_seed, train
 from .muon import Muon
-from .words import OPPOSITES
 
 WINDOW, WHOLE = 16, 32  # latent cells
 EMPTY = 0.1  # share of captions dropped, for guidance
@@ -151,21 +150,6 @@ def stream(scenes, painted, size, share, fresh, seed, layout=0.0):
             yield *scenes.draw_told(size // 3), LAYOUT
         else:
             yield scenes.draw(size // 3, WHOLE)
-
-
-def apart(network="small", length=2.0, seed=3):
-    """Moves the embeddings of opposite words away from each other in the checkpoint, by `length` in random directions. As long
-    as no picture depends on the difference, training gives both the same meaning, and is then slow to tell them apart."""
-    name, table = stage(network), "text.embeddings.token_embedding.weight"
-    if (saved := checkpoint(name)) is None:
-        raise SystemExit("There is no checkpoint of a teacher: nothing to set apart.")
-    rng, tokenizer = torch.Generator().manual_seed(seed), parts.tokenizer()
-    for pair in OPPOSITES:
-        away = nn.functional.normalize(torch.randn(saved["model"][table].shape[1], generator=rng), dim=0).to(DEVICE) * length
-        for word, sign in zip(pair, (1, -1)):
-            for weights in (saved["model"], saved["average"]):
-                weights[table][tokenizer.convert_tokens_to_ids(word + "</w>")] += sign * away
-    write(name, saved)
 
 
 def watched(unet):

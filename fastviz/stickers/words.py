@@ -38,7 +38,6 @@ RELATIONS = {  # of the first object to the second -> phrasings; {1} first reads
 }
 ASIDE = {"left": ("{} on the left", "{} to the left"), "right": ("{} on the right", "{} to the right"),  # where one object stands
          "above": ("{} above", "{} over"), "below": ("{} below", "{} under")}
-OPPOSITES = (("left", "right"), ("above", "below"), ("over", "under"))
 SIZES = ("small", "medium", "big")  # "medium" is never said
 
 
