@@ -198,16 +198,17 @@ def test_inside_one_slider_moves_all_rows(visit):
     assert tab.wait("finished", "failed") == "finished", tab.words
     lenses = tab.page.locator(".lens")
     assert lenses.count() == 4
-    tab.page.get_by_label("Block").select_option(index=0)
+    tab.page.get_by_label("Block", exact=True).fill("0")
     merged = lenses.filter(has_text="Token merging")
     merged.get_by_text("256 -> 128 tokens").wait_for()
+    assert re.search(r"this step took [.\d]+ of the full model's [.\d]+ GFLOP, \d+ % less; all steps together \d+ % less", merged.inner_text())
     scrub(tab.page)
     look_at_words_and_points(tab.page)
     records(tab)
 
 
 def drawn(page):
-    return page.evaluate("[...document.querySelectorAll('.lens canvas')].map((each) => each.toDataURL())")
+    return page.evaluate("[...document.querySelectorAll('.lens > canvas')].map((each) => each.toDataURL())")
 
 
 def scrub(page):
@@ -215,7 +216,7 @@ def scrub(page):
     page.get_by_label("Picture below").select_option("estimates")
     page.get_by_label("Step", exact=True).focus()
     page.keyboard.press("Home")
-    assert page.locator(".scrub output").inner_text().startswith("Step 1 of ")
+    assert page.locator("output[for=inside-step]").inner_text().startswith("Step 1 of ")
     first, asked = drawn(page), []
     page.on("request", lambda request: asked.append(request.url))
     milliseconds = page.evaluate("""() => { const slider = document.querySelector("#inside-step"), begun = performance.now();
@@ -224,17 +225,28 @@ def scrub(page):
     assert milliseconds < 5000  # a hung page; how fast it is says the benchmark
     strip = page.locator(".strip").first
     strip.click(position={"x": 2, "y": 2})
-    assert page.locator(".scrub output").inner_text().startswith("Step 1 of ")
+    assert page.locator("output[for=inside-step]").inner_text().startswith("Step 1 of ")
 
 
 def look_at_words_and_points(page):
-    before = drawn(page)
+    """A word and a place are looked for in all rows; what was used again lies beside what would be computed."""
+    changed = "before => [...document.querySelectorAll('.lens > canvas')].every((each, i) => each.toDataURL() !== before[i])"
+    beside, before = page.locator(".beside:visible"), drawn(page)
+    assert beside.count() == 0
     page.get_by_role("button", name="pizza", exact=True).click()
-    page.wait_for_function("before => [...document.querySelectorAll('.lens canvas')].every((each, i) => each.toDataURL() !== before[i])", arg=before)
+    page.wait_for_function(changed, arg=before)
     before = drawn(page)
-    page.locator(".lens canvas").first.click(position={"x": 40, "y": 40})
-    page.wait_for_function("before => [...document.querySelectorAll('.lens canvas')].every((each, i) => each.toDataURL() !== before[i])", arg=before)
+    page.locator(".lens > canvas").first.click(position={"x": 40, "y": 40})
+    page.wait_for_function(changed, arg=before)
+    page.locator(".lenses:not(.waiting)").wait_for()
+    looks, before, asked = beside.get_by_role("button"), drawn(page), []
+    assert beside.count() == 1 and looks.count() == 3 and looks.first.get_attribute("aria-pressed") == "true"
+    page.on("request", lambda request: asked.append(request.url))
+    looks.last.click()
+    assert looks.last.get_attribute("aria-pressed") == "true" and not asked
+    assert [one != other for one, other in zip(before, drawn(page), strict=True)].count(True) == 1
     page.get_by_role("button", name="What was skipped").click()
+    assert beside.count() == 0
     assert page.get_by_role("button", name="What was skipped").get_attribute("aria-pressed") == "true"
 
 

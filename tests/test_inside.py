@@ -54,7 +54,7 @@ def test_every_row_is_recorded_and_shown(look, finished):
         assert np.array_equal(np.asarray(picture(row["picture"])), np.asarray(finished.rows[row["index"]].image))
         assert picture(row["estimates"]).size == (128 * row["steps"], 128)
         assert all(picture(strip["picture"]).size == (row["steps"], len(told["blocks"])) for strip in row["strips"].values())
-        assert picture(row["work"]).width == row["steps"]
+        assert picture(row["work"]).width == len(row["flops"]) == row["steps"]
         assert list(row["strips"]) == ["computed", *["age", "stale"] * (row["title"] == "Attention reuse")]
         assert "estimate" in load(look.traces[row["index"]]).channels
     assert look.status()["state"] == "finished"
@@ -84,30 +84,34 @@ def test_before_anything_is_recorded_there_is_nothing_to_choose(finished):
 
 def test_overlays_are_those_of_the_rows_that_skipped_something(look):
     found = look.overlay(wanted(look, "skipped"))
-    assert found["key"] == "k" and [bool(row) for row in found["rows"].values()] == [False, True, True, False]
-    merged = found["rows"]["1"]
+    assert found["key"] == "k" and [list(row) for row in found["rows"].values()] == [[], ["groups"], ["moved.self"], []]
+    merged = found["rows"]["1"]["groups"]
     assert len(merged["captions"]) == 4 and merged["sentence"] and merged["legend"]
     side = transformer_blocks(models.load("stickers").unet, (16, 16))[0][2][0]
     assert picture(merged["sheet"]).size == (4 * side * 8, side * 8)
     other = look.overlay(wanted(look, "skipped", kinds={"1": "labels"}))["rows"]["1"]
-    assert other["sheet"] != merged["sheet"] and look.overlay(wanted(look, "skipped", kinds={"1": "no"}))["rows"]["1"] == merged
-    assert look.overlay(wanted(look, "skipped", kinds={"1": []}))["rows"]["1"] == merged
+    assert list(other) == ["labels"] and other["labels"]["sheet"] != merged["sheet"]
+    for unknown in ("no", []):
+        assert look.overlay(wanted(look, "skipped", kinds={"1": unknown}))["rows"]["1"] == {"groups": merged}
 
 
 def test_words_and_points_are_shown_for_every_row(look):
     token = dict((text, token) for token, text in look.words)["dog"]
     word, point = look.overlay(wanted(look, token)), look.overlay(wanted(look, [0.2, 0.7]))
     for found in (word, point):
-        assert len({row["sheet"] for row in found["rows"].values()}) == 4
-    assert len({str(row["legend"]) for row in word["rows"].values()}) == 1  # one scale for all rows
-    assert "merged" in " ".join(point["rows"]["1"]["captions"]) and "used instead" in point["rows"]["2"]["captions"][3]
+        assert len({row["now"]["sheet"] for row in found["rows"].values()}) == 4
+    assert len({str(row["now"]["legend"]) for row in word["rows"].values()}) == 1  # one scale for all rows
+    point = {index: row["now"]["captions"] for index, row in point["rows"].items()}
+    assert "merged" in " ".join(point["1"]) and "used instead" in point["2"][3]
 
 
 def test_attention_that_was_used_again_can_be_compared_with_what_would_be_computed(look):
     assert [list(row["looks"]) for row in look.board()["rows"]] == [[], [], ["now", "used", "change"], []]
-    shown = [look.overlay(wanted(look, [0.2, 0.7], kinds=kinds))["rows"] for kinds in ({}, {"2": "used"}, {"2": "change"}, {"2": "no"})]
-    assert len({each["2"]["sheet"] for each in shown}) == 3 and shown[3] == shown[0]
-    assert all(each["1"] == shown[0]["1"] for each in shown)
+    shown = look.overlay(wanted(look, [0.2, 0.7]))["rows"]
+    assert [list(row) for row in shown.values()] == [["now"], ["now"], ["now", "used", "change"], ["now"]]
+    assert len({each["sheet"] for each in shown["2"].values()}) == 3
+    moving = [look.animations(wanted(look, [0.2, 0.7], kinds={"2": kind}))[2].read_bytes() for kind in ("now", "change", "no")]
+    assert moving[0] == moving[2] != moving[1]
 
 
 def test_animations_have_a_frame_for_every_step(look):

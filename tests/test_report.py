@@ -51,15 +51,15 @@ def test_it_opens_without_a_server(report, browser, width, scheme):  # noqa: F81
 
 def scrubbed(page):
     def drawn():
-        return page.evaluate("[...document.querySelectorAll('.lens canvas')].map((each) => each.toDataURL())")
+        return page.evaluate("[...document.querySelectorAll('.lens > canvas')].map((each) => each.toDataURL())")
 
     page.get_by_label("Picture below").select_option("estimates")
-    page.get_by_label("Block").select_option(index=0)
+    page.get_by_label("Block", exact=True).fill("0")
     page.locator(".lens", has_text="Token merging").get_by_text("tokens").first.wait_for()
     page.get_by_label("Step", exact=True).focus()
     page.keyboard.press("End")
     last = drawn()
     page.keyboard.press("Home")
     assert all(before != after for before, after in zip(last, drawn(), strict=True))
-    page.locator(".lens canvas").first.click(position={"x": 40, "y": 40})
+    page.locator(".lens > canvas").first.click(position={"x": 40, "y": 40})
     page.get_by_text("this file holds what was skipped").wait_for()

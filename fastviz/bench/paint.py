@@ -73,9 +73,9 @@ MOMENTS = {  # what is chosen in a look inside: the element, and what is done to
     "step": ("#inside-step", """e => {
         e.value = (Number(e.value) + 1) % (Number(e.max) + 1);
         e.dispatchEvent(new Event("input")) }"""),
-    "block": (".looking .choose select", """e => {
-        e.selectedIndex = (e.selectedIndex + 1) % e.options.length;
-        e.dispatchEvent(new Event("change")) }"""),
+    "block": ("#inside-block", """e => {
+        e.value = (Number(e.value) + 1) % (Number(e.max) + 1);
+        e.dispatchEvent(new Event("input")) }"""),
     "word": (".chips", """e => {
         const words = [...e.querySelectorAll(".chip")].slice(1);
         words[(words.findIndex(each => each.ariaPressed === "true") + 1) % words.length].click() }"""),
@@ -85,7 +85,7 @@ PAINTED = """async ([where, act]) => {
     const frame = () => new Promise(done => requestAnimationFrame(done));
     const before = drawn(), begun = performance.now();
     eval(act)(document.querySelector(where));
-    do await frame(); while (drawn() === before && performance.now() - begun < 20000);
+    do await frame(); while ((document.querySelector('.lenses.waiting') || drawn() === before) && performance.now() - begun < 20000);
     await frame();
     return (performance.now() - begun) / 1000;
 }"""

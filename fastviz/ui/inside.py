@@ -98,7 +98,8 @@ class Inside(Work):
         from ..compare import sentence, traced
         from ..run import Lost, Stopped
 
-        told = {"index": row.index, "title": row.title, "stack": row.stack, "steps": row.steps, "error": None}
+        told = {"index": row.index, "title": row.title, "stack": row.stack, "steps": row.steps, "flops": list(row.flops_per_step),
+                "error": None}
         path = self.folder / picture_name(row).replace(".png", ".npz")
         try:
             if worker.LENT:
@@ -150,10 +151,11 @@ class Inside(Work):
                 "words": [{"token": token, "text": text} for token, text in self.words]}
 
     def overlay(self, wanted):
-        """The overlays that the page asks for, as plain values: {"key", "rows": {index: {"sheet", "legend", "sentence",
-        "captions"}, or None where a row skipped nothing}}. wanted: {"key", "block", "show": "skipped", a word's token or
-        a point [y, x], "kinds": {index: one of the row's kinds or, for a word or a point, of its looks}}. BadRequest for anything else."""
-        rows = {str(row.index): frames and told_frames(frames) for row, _, frames in self.drawn(wanted)}
+        """The overlays that the page asks for, as plain values: {"key", "rows": {index: {kind: {"sheet", "legend", "sentence",
+        "captions"}}}}. wanted: {"key", "block", "show": "skipped", a word's token or a point [y, x], "kinds": {index: one of the
+        row's kinds or, for a word or a point, of its looks}}. Of kinds there is the chosen one, or none where a row skipped
+        nothing; of looks there are all, to be seen side by side. BadRequest for anything else."""
+        rows = {str(row.index): {kind: told_frames(frames) for kind, frames in found.items()} for row, _, found, _ in self.drawn(wanted)}
         return {"key": wanted["key"], "rows": rows}
 
     def animations(self, wanted):
@@ -161,10 +163,10 @@ class Inside(Work):
         from .. import views
 
         found = []
-        for row, view, frames in self.drawn(wanted):
-            if frames is not None:
+        for row, view, frames, kind in self.drawn(wanted):
+            if frames:
                 found.append(self.traces[row.index].with_suffix(".webp"))
-                views.animation(cut(view["estimates"], row.steps), frames.images, found[-1])
+                views.animation(cut(view["estimates"], row.steps), frames[kind].images, found[-1])
         return found
 
     def files(self):
@@ -172,16 +174,17 @@ class Inside(Work):
         return [str(path) for path in self.traces.values() if path.exists()]
 
     def drawn(self, wanted):
-        """(row, its view, Frames or None) of every row that was recorded. BadRequest when the page asks for what there is
-        not, or no longer."""
+        """(row, its view, {kind: Frames}, the chosen kind) of every row that was recorded. BadRequest when the page asks for
+        what there is not, or no longer."""
         block, show, chosen = checked(wanted, [name for name, _ in self.blocks], [token for token, _ in self.words])
         here = [(row, view) for row, view in zip(self.asked, self.views) if row.index in self.traces]
         try:
             most = self.most(block, show) if isinstance(show, int) else None
             for row, view in here:
-                kind, known = chosen.get(str(row.index)), view["kinds" if show == SKIPPED else "looks"]
+                kind, known = chosen.get(str(row.index)), view["kinds"] if show == SKIPPED else view["looks"] or {"now": ""}
                 kind = kind if isinstance(kind, str) and kind in known else next(iter(known), None)
-                yield row, view, self.frames(row, block, show, kind, most)
+                drawn = known if show != SKIPPED else [kind] if known else []
+                yield row, view, {each: self.frames(row, block, show, each, most) for each in drawn}, kind
         except FileNotFoundError:
             raise BadRequest("inside", "The records were cleared to make room: look inside again.") from None
 
@@ -192,17 +195,15 @@ class Inside(Work):
         return max(views.highest(recorded(path, block), block, token) for path in self.traces.values())
 
     def frames(self, row, block, show, kind, most):
-        """Frames of one row, or None where it skipped nothing that could be shown. kind: a kind or a look; most: see `most`."""
+        """Frames of one row. kind: a kind or, for a word or a point, a look; most: see `most`."""
         from .. import views
 
-        if show == SKIPPED and kind is None:
-            return None
         channels = recorded(self.traces[row.index], block)
         if show == SKIPPED:
             return views.frames(channels, kind, block, row.steps, row.image)
         if isinstance(show, int):
-            return views.words(channels, block, row.steps, show, kind or "now", most)
-        return views.point(channels, block, row.steps, show, kind or "now")
+            return views.words(channels, block, row.steps, show, kind, most)
+        return views.point(channels, block, row.steps, show, kind)
 
 
 @lru_cache(maxsize=16)

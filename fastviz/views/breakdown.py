@@ -4,7 +4,7 @@ import textwrap
 
 from . import theme as t
 
-COLOURS = ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#9AA5B1", "#D9DEE3", "#D55E00", "#7F7F7F", "#F0E442", "#CC79A7")
+COLOURS = ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#9AA5B1", "#D9DEE3", "#D55E00", "#505050", "#F0E442", "#8A1FEE")
 
 
 def breakdown(told, classes, dark=False):

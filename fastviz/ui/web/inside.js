@@ -6,12 +6,12 @@
   const HINT = "Click a word to see where the model looks for it. Click a point of a picture to see where that point looks, and what became of it. Blocks are the parts of the network with attention, in the order in which they run; 32 x 32 are the squares (tokens) that they work on.";
   let now = null, parts = null, ask = () => {};
   const view = { step: 0, block: null, show: "skipped", kinds: {}, looks: {}, strip: "computed", base: "picture", over: true };
-  const sheets = new Map(); // key of an overlay -> {row index: {image, legend, sentence, captions}}
+  const sheets = new Map(); // key of an overlay -> {row index: {kind: {image, legend, sentence, captions}}}
   let asked = null, timer = null;
 
   const image = (source) => new Promise((done) => { const made = new Image(); made.onload = () => done(made); made.onerror = () => done(null); made.src = source; });
   const chosen = () => (view.show === "skipped" ? view.kinds : view.looks); // row -> kind of overlay, or look at its attention
-  const key = () => JSON.stringify([now && now.look, view.block, view.show, chosen()]);
+  const key = () => JSON.stringify([now && now.look, view.block, view.show, view.show === "skipped" && view.kinds]); // looks all come at once
   const stop = () => { clearInterval(timer); timer = null; if (parts) say(parts.play, "Play"); };
 
   /** The row's own step at the scrubber's position: rows with fewer steps move on less often. */
@@ -36,7 +36,10 @@
     if (parts) say(parts.hint, value.sentence || HINT);
     if (value.sentence) return;
     const found = {};
-    for (const [index, told] of Object.entries(value.rows)) found[index] = told && { ...told, image: await image(told.sheet) };
+    for (const [index, kinds] of Object.entries(value.rows)) {
+      found[index] = {};
+      for (const [kind, told] of Object.entries(kinds)) found[index][kind] = { ...told, image: await image(told.sheet) };
+    }
     if (sheets.size > 40) sheets.delete(sheets.keys().next().value);
     sheets.set(value.key, found);
     draw();
@@ -74,8 +77,9 @@
       oninput: () => { view.step = Number(parts.step.value); draw(); } });
     parts.told = h("output", { for: "inside-step" });
     parts.play = h("button", { type: "button", onclick: play }, "Play");
-    parts.block = h("select", { "aria-label": "Block", onchange: () => choose(() => (view.block = parts.block.value)) },
-      value.blocks.map((block) => h("option", { value: block.name }, block.label)));
+    parts.block = h("input", { type: "range", min: 0, max: value.blocks.length - 1, value: 0, step: 1, id: "inside-block", "aria-label": "Block",
+      oninput: () => choose(() => (view.block = now.blocks[Number(parts.block.value)].name)) });
+    parts.where = h("output", { for: "inside-block" });
     view.block = value.blocks.length ? value.blocks[0].name : null;
     parts.chips = [["skipped", "What was skipped"], ...value.words.map((word) => [word.token, word.text])].map(([show, text]) =>
       h("button", { type: "button", class: "chip", "aria-pressed": show === view.show, "data-show": JSON.stringify(show), onclick: () => choose(() => (view.show = show)) }, text));
@@ -86,8 +90,8 @@
     parts.strips = h("label", { hidden: true }, "Strips ", parts.strip);
     parts.hint = h("p", { class: "note", role: "status" }, HINT);
     parts.controls = h("div", { class: "looking" },
-      h("div", { class: "scrub" }, parts.play, parts.step, parts.told),
-      h("div", { class: "choose" }, h("label", {}, "Block ", parts.block), h("label", {}, "Drawn over ", parts.under), parts.strips, h("label", {}, parts.over, " Overlay")),
+      h("div", { class: "scrub" }, parts.play, parts.step, parts.told, h("label", { for: "inside-block" }, "Block"), parts.block, parts.where),
+      h("div", { class: "choose" }, h("label", {}, "Drawn over ", parts.under), parts.strips, h("label", {}, parts.over, " Overlay")),
       h("div", { class: "chips", role: "group", "aria-label": "What to show" }, parts.chips[0], h("span", {}, "Attention to:"), parts.chips.slice(1)), parts.hint);
     parts.grid = h("div", { class: "lenses" });
     parts.legend = h("p", { class: "note" }, "The strip below each picture: steps from left to right, blocks from top to bottom. Click it to go there. The band under it: all work of each step; orange is what was saved of the full model's.");
@@ -110,19 +114,19 @@
   async function add(row) {
     const card = { row, canvas: h("canvas", { width: SIZE, height: SIZE, role: "img", tabindex: "0" }), caption: h("p", { class: "caption" }), legend: h("ul", { class: "legend" }),
       sentence: h("p", { class: "sentence" }), kind: h("select", { "aria-label": "Kind of overlay" }), cursor: h("i", {}), strip: h("img", { alt: "" }), says: h("p", { class: "caption" }), work: h("img", { class: "work", alt: "" }), title: h("h3", {}, row.title) };
+    card.looks = row.error ? [] : Object.entries(row.looks).map(([look, text]) => {
+      const canvas = h("canvas", { width: SIZE, height: SIZE, "aria-hidden": "true" });
+      return { look, canvas, button: h("button", { type: "button", onclick: () => pick("looks", row, look) }, canvas, text) };
+    });
+    card.beside = h("div", { class: "beside", role: "group", "aria-label": "Attention that was used again", hidden: true }, card.looks.map((each) => each.button));
     card.save = h("button", { type: "button", class: "save", onclick: () => save(card) }, "Save this picture");
     card.place = h("div", { class: "strip", title: "Steps from left to right, blocks from top to bottom: click to go there" }, card.strip, card.cursor);
-    card.element = h("article", { class: "lens" }, card.title, row.error ? h("p", { class: "refusal" }, row.error) : [card.canvas, card.caption, card.place, card.work, card.says, card.kind, card.sentence, card.legend, card.save]);
+    card.element = h("article", { class: "lens" }, card.title, row.error ? h("p", { class: "refusal" }, row.error) : [card.canvas, card.beside, card.caption, card.place, card.work, card.says, card.kind, card.sentence, card.legend, card.save]);
     if (!row.error && row.figures.length) parts.figures.append(figures(row));
     parts.cards.set(row.index, card);
     parts.grid.append(card.element);
     if (row.error) return;
-    card.kind.addEventListener("change", () => {
-      const all = view.show === "skipped" ? "kinds" : "looks";
-      view[all] = { ...view[all], [row.index]: card.kind.value };
-      draw();
-      want();
-    });
+    card.kind.addEventListener("change", () => pick("kinds", row, card.kind.value));
     card.canvas.addEventListener("click", (event) => point(event.offsetY / card.canvas.clientHeight, event.offsetX / card.canvas.clientWidth));
     card.canvas.addEventListener("keydown", (event) => {
       const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
@@ -137,7 +141,7 @@
       view.step = at((event.clientX - box.left) / box.width, now.steps);
       view.block = now.blocks[at((event.clientY - box.top) / box.height, now.blocks.length)].name;
       parts.step.value = view.step;
-      parts.block.value = view.block;
+      parts.block.value = now.blocks.findIndex((each) => each.name === view.block);
       draw();
       want();
     });
@@ -157,6 +161,13 @@
     return h("details", {}, h("summary", {}, `What ${row.title} is made of`), shown);
   }
 
+  /** Chooses one of a row's kinds or looks. */
+  function pick(all, row, value) {
+    view[all] = { ...view[all], [row.index]: value };
+    draw();
+    want();
+  }
+
   function point(y, x) {
     view.show = [Math.min(1, Math.max(0, y)), Math.min(1, Math.max(0, x))];
     draw();
@@ -174,20 +185,23 @@
     if (!now || !parts) return;
     const found = sheets.get(key()), block = now.blocks.findIndex((each) => each.name === view.block);
     say(parts.told, `Step ${view.step + 1} of ${now.steps}`);
+    say(parts.where, block < 0 ? "" : now.blocks[block].label);
+    parts.block.setAttribute("aria-valuetext", parts.where.textContent);
     parts.chips.forEach((chip) => chip.setAttribute("aria-pressed", chip.dataset.show === JSON.stringify(view.show)));
+    parts.grid.classList.toggle("waiting", !found); // for their overlays
     for (const card of parts.cards.values()) if (!card.row.error) lens(card, found, block);
   }
 
   function lens(card, found, block) {
-    const { row } = card, step = step_of(row), context = card.canvas.getContext("2d");
-    const told = found && found[row.index], below = card[view.base] || card.picture;
-    context.clearRect(0, 0, SIZE, SIZE);
-    context.imageSmoothingEnabled = true;
-    if (below === card.estimates && below) frame(context, below, step, row.steps);
-    else if (below) context.drawImage(below, 0, 0, SIZE, SIZE);
-    context.imageSmoothingEnabled = false;
-    if (view.over && told && told.image) frame(context, told.image, step, row.steps);
-    if (Array.isArray(view.show) && !found) mark(context, view.show[1] * SIZE, view.show[0] * SIZE);
+    const { row } = card, step = step_of(row), all = found && found[row.index], kind = chosen()[row.index];
+    const told = all && (all[kind] || Object.values(all)[0]);
+    paint(card, card.canvas, told, step);
+    if (Array.isArray(view.show) && !found) mark(card.canvas.getContext("2d"), view.show[1] * SIZE, view.show[0] * SIZE);
+    card.beside.hidden = view.show === "skipped" || !Object.keys(row.looks).length;
+    for (const { look, button, canvas } of card.looks) {
+      button.setAttribute("aria-pressed", look === (kind || card.looks[0].look));
+      if (!card.beside.hidden) paint(card, canvas, all && all[look], step);
+    }
     const caption = told ? told.captions[step] : found ? "Nothing was skipped within this step." : "";
     say(card.caption, (row.steps === now.steps ? "" : `Step ${step + 1} of ${row.steps}. `) + (caption || ""));
     say(card.sentence, [told ? told.sentence : "", row.note].join(" ").trim());
@@ -195,15 +209,34 @@
     card.canvas.setAttribute("aria-label", `${row.title}, step ${step + 1}. ${card.caption.textContent}`);
     const strip = row.strips[view.strip] || row.strips.computed;
     if (card.strip.getAttribute("src") !== strip.picture) Object.assign(card.strip, { src: strip.picture, alt: `${strip.label} in ${row.title}, per block and step` });
-    say(card.says, `Strip: ${strip.says}.`);
+    say(card.says, `Strip: ${strip.says}. ${taken(row, step)}`);
     card.cursor.style.left = (100 * (step + 0.5)) / row.steps + "%";
     card.cursor.style.top = (100 * (block + 0.5)) / now.blocks.length + "%";
-    offer(card.kind, view.show === "skipped" ? row.kinds : row.looks, chosen()[row.index]);
+    offer(card.kind, view.show === "skipped" ? row.kinds : {}, kind);
+  }
+
+  /** The picture below and, where it is here, the overlay of `told` at a step. */
+  function paint(card, canvas, told, step) {
+    const context = canvas.getContext("2d"), { row } = card, below = card[view.base] || card.picture;
+    context.clearRect(0, 0, SIZE, SIZE);
+    context.imageSmoothingEnabled = true;
+    if (below === card.estimates && below) frame(context, below, step, row.steps);
+    else if (below) context.drawImage(below, 0, 0, SIZE, SIZE);
+    context.imageSmoothingEnabled = false;
+    if (view.over && told && told.image) frame(context, told.image, step, row.steps);
+  }
+
+  /** What a step took beside one of the full model, and all of them together. */
+  function taken({ flops }, step) {
+    const full = now.rows[0].flops, sum = (each) => each.reduce((total, one) => total + one, 0), giga = (count) => (count / 1e9).toPrecision(3);
+    const less = (some, all) => `${Math.abs(Math.round(100 * (1 - some / all)))} % ${some > all ? "more" : "less"}`;
+    if (flops === full) return `Band: this step took ${giga(flops[step])} GFLOP.`;
+    return `Band: this step took ${giga(flops[step])} of the full model's ${giga(Math.max(...full))} GFLOP, ${less(flops[step], Math.max(...full))}; all steps together ${less(sum(flops), sum(full))}.`;
   }
 
   const labels = (row) => Object.fromEntries(Object.entries(row.strips).map(([key, told]) => [key, told.label]));
 
-  /** What can be chosen for a row: kinds of overlay, or looks at its attention. */
+  /** What can be chosen, in a list that hides where there is no choice. */
   function offer(select, offered, value) {
     const told = JSON.stringify(offered), entries = Object.entries(offered);
     if (select.dataset.told !== told) {

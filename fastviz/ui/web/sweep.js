@@ -3,7 +3,7 @@
   const { h, svg, format, known } = fastviz;
   const FIGURES = { seconds: ["Time", format.seconds], speedup: ["Times as fast", format.times], lpips: ["LPIPS", format.lpips], psnr: ["PSNR", format.decibel],
     ssim: ["SSIM", (x) => x.toFixed(3)], match: ["Prompt", (x) => x.toFixed(2)], gflop: ["GFLOP", (x) => x.toFixed(0)] };
-  const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f"];
+  const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#882255"];
   let now = null, view = null, place = null;
   const label = (name) => ({ row: "Row", prompt: "Prompt", seed: "Seed" })[name] || name.replace(".", ": ").replace("_", " ");
   const values = (name) => now.variables[name];
