@@ -1,0 +1,134 @@
+"""How settled AT-EDM's ranks are when their rounds of votes end, and what that changes in the tokens kept: a table, then one JSON line.
+
+G-WPR (Wang et al., arXiv 2405.05252) is a limit: tokens vote for tokens until nothing changes. Each way to count ends
+earlier. On the self-attention of pictures that AT-EDM draws: how far its ranks are from the limit (sum of the absolute
+differences of ranks that sum to 1, in the mean over heads), and which share of the tokens that the limit keeps it keeps too.
+A round counts every query's votes, which takes about half an attention; a sample counts some of them.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean
+
+import torch
+
+from .. import fitted, gwpr, models
+from ..compare import environment
+from ..methods import atedm
+from ..patch import replaced
+from ..request import Request, check_number
+from ..run import generate
+from ..search import prompts
+from ..search.session import Bar
+
+SEED = 80_000  # of the first prompt's noise
+LIMIT = dict(rounds=400, tolerance=1e-7, strips=32)
+ARMS = {  # name -> how it counts
+    **{f"plain, {rounds} round{'s' * (rounds > 1)}": dict(rounds=rounds, tolerance=0.0) for rounds in (1, 2, 4, 8)},
+    **{f"plain, change below {tolerance:g}, 50 rounds at most": dict(rounds=50, tolerance=tolerance) for tolerance in (1e-2, 1e-3, 1e-4)},
+    **{f"by 32 strips, {rounds} round{'s' * (rounds > 1)}": dict(rounds=rounds, tolerance=0.0, strips=32) for rounds in (1, 2, 4)},
+    "plain, 1 round of every 4th query": dict(rounds=1, tolerance=0.0, nth=4),
+    "by 32 strips, 1 round of every 4th query": dict(rounds=1, tolerance=0.0, strips=32, nth=4),
+}
+PAPER, OURS = "plain, change below 0.0001, 50 rounds at most", "by 32 strips, 1 round"
+
+
+class Counted(gwpr.Held):
+    """The map in memory, made once for all ways to count; `rounds` of votes are counted."""
+
+    def prepare(self, q, k):
+        super().prepare(q, k)
+        self.rounds = 0
+
+    def votes(self, s, strips=1):
+        self.rounds += 1
+        return super().votes(s, strips)
+
+
+def graphs(pipe, request):
+    """[(q, k)] of every self-attention that chose tokens while a picture was drawn: (1, heads of both halves, N, d)."""
+    found, made = [], gwpr.graph_of
+
+    def noting(q, k, *way):
+        found.append((q, k))
+        return made(q, k, *way)
+
+    with replaced(gwpr, graph_of=noting):
+        generate(pipe, request, (atedm.Knobs(),), request.steps)
+    return found
+
+
+def counted(graph, rounds, tolerance, strips=1, nth=1):
+    """Ranks (1, H, N) of one way to count."""
+    if nth == 1:
+        return gwpr.rank(graph, rounds, tolerance, strips)
+    some = graph.map[:, :, ::nth]
+    return gwpr.normalised(gwpr.settled(some.unflatten(2, (min(strips, some.shape[2]), -1)).sum(3)))
+
+
+def importance(scores):
+    """The ranks of the heads of both halves as one (1, N), as the method's default makes it."""
+    halves = scores.unflatten(1, (2, -1)).flatten(0, 1)
+    return gwpr.aggregate(halves, atedm.Knobs().heads).mean(0, keepdim=True)
+
+
+def measured(q, k):
+    """One attention: {arm: {"rounds", "distance", "agreement"}}, as told above."""
+    graph, keep = Counted(q, k), max(1, round(q.shape[2] * (1 - atedm.Knobs().ratio)))
+    limit = counted(graph, **LIMIT)
+    wanted, found = set(atedm.chosen(importance(limit), keep)[0][0].tolist()), {}
+    for name, way in ARMS.items():
+        graph.rounds = 0
+        scores = counted(graph, **way)
+        kept = set(atedm.chosen(importance(scores), keep)[0][0].tolist())
+        found[name] = {"rounds": graph.rounds or 1 / way["nth"], "distance": (scores - limit).abs().sum(-1).mean().item(),
+                       "agreement": len(kept & wanted) / keep}
+    return found
+
+
+def summary(told):
+    """{tokens: {arm: means over all attentions with so many tokens; of agreement the least as well}} of [(tokens, measured)]."""
+    return {tokens: {name: {"rounds": mean(each[name]["rounds"] for each in some), "distance": mean(each[name]["distance"] for each in some),
+                            "agreement": mean(each[name]["agreement"] for each in some),
+                            "least": min(each[name]["agreement"] for each in some)} for name in ARMS}
+            for tokens in sorted({tokens for tokens, _ in told}, reverse=True)
+            for some in [[each for count, each in told if count == tokens]]}
+
+
+def table(found):
+    lines = []
+    for tokens, arms in found.items():
+        lines += ["", f"{tokens} tokens".ljust(50) + "rounds  distance  same tokens kept  least"]
+        lines += [name.ljust(50) + "{rounds:6.2f}  {distance:8.4f}  {agreement:16.1%}  {least:5.1%}".format(**one)
+                  for name, one in arms.items()]
+    return "\n".join(lines[1:])
+
+
+@torch.inference_mode()
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m fastviz bench rank", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="stickers", choices=models.MODELS)
+    parser.add_argument("--count", type=int, default=4, help="prompts, of things that the model was not trained on together")
+    parser.add_argument("--prompts-file", help="a file with one prompt a line; not needed for the embedded model")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--out", help="file that the JSON is written to as well")
+    args = parser.parse_args(argv)
+    check_number("count", "--count", args.count, 1, 10_000, int)
+    check_number("steps", "--steps", args.steps, 5, 1000, int)
+    texts, pipe, told, bar = prompts.read(args.model, 0, args.count, args.prompts_file)[1], models.load(args.model), [], Bar()
+    for i, text in enumerate(texts):
+        bar.show(i / len(texts), f"prompt {i + 1} of {len(texts)}")
+        request = Request(text, seed=SEED + i, steps=args.steps, model=args.model, methods="full")
+        told += [(q.shape[2], measured(q, k)) for q, k in graphs(pipe, request)]
+    bar.close()
+    found, home = summary(told), fitted.folder(pipe)
+    print(f"{len(told)} attentions of {len(texts)} pictures, {args.steps} steps; {1 - atedm.Knobs().ratio:.0%} of the tokens are kept.\n")
+    print(table(found))
+    print(f"\nThe paper: {PAPER}. Ours, where the map is not held: {OURS}.")
+    answer = {"bench": "rank", "model": args.model, "weights": home and fitted.weights(home), "prompts": len(texts), "steps": args.steps,
+              "attentions": len(told), "tokens": found, "environment": environment(pipe)}
+    if args.out:
+        Path(args.out).write_text(json.dumps(answer, indent=1, allow_nan=False) + "\n")
+    print(json.dumps(answer, allow_nan=False))
+    return 0
