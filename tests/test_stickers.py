@@ -217,6 +217,15 @@ def test_another_scene_of_a_caption_keeps_what_it_says():
     assert moved > 40
 
 
+@pytest.mark.parametrize("name", ("snowman", "owl", "balloon", "apple", "castle"))
+@pytest.mark.parametrize("size", words.SIZES)
+def test_a_size_is_told_of_slim_and_of_full_objects(name, size):
+    rng = random.Random(f"{name} {size}")
+    scenes = [world.Scene("", "meadow", (world.place_alone(rng, name, size),), None, i) for i in range(3)]
+    read = measures.judge.load().read(torch.stack([autoencoder.pixels(world.render(scene)) for scene in scenes]))
+    assert [measures.size_of(mass, name) for mass in read["mass"]] == [size] * 3
+
+
 def test_the_figures_of_real_scenes_are_nearly_perfect_and_of_wrong_ones_are_not():
     rng = random.Random(12)
     scenes = [world.sample(rng, "heldout", 1 + i % 2) for i in range(40)]

@@ -1,6 +1,7 @@
 """How well pictures say what was asked for: all figures of the evaluation, from scenes and the pictures drawn for them."""
 
 import functools
+import math
 import random
 from itertools import combinations
 
@@ -39,20 +40,22 @@ def recall(scenes, pictures, reader=None):
 
 
 @functools.cache
-def middle_masses(count=120, seed=50_000_017):
-    """The mean number of the judge's cells that a sticker of each size fills in real scenes: {size: cells}."""
-    rng, reader, found = random.Random(seed), judge.load(), {size: [] for size in SIZES}
-    for _ in range(count):
-        scene = world.sample(rng, "train", 1)
-        mass = reader.read(pixels(world.render(scene))[None])["mass"][0]
-        found[scene.stickers[0].size].append(float(mass[OBJECTS.index(scene.stickers[0].name)]))
-    return {size: sum(masses) / len(masses) for size, masses in found.items()}
+def filled(name, count=4):
+    """How many of the judge's cells an object fills in real scenes, as means: {size: cells}. Each object has its own: a pencil
+    covers less than a pizza of the same length."""
+    rng, found = random.Random(name), {}
+    for size in SIZES:
+        scenes = [world.Scene("", rng.choice(SCENERY), (world.place_alone(rng, name, size),), None, rng.getrandbits(32))
+                  for _ in range(count)]
+        seen = judge.load().read(torch.stack([pixels(world.render(scene)) for scene in scenes]))
+        found[size] = float(seen["mass"][:, OBJECTS.index(name)].mean())
+    return found
 
 
 def size_of(mass, name):
     """The size whose ordinary area is nearest to what `name` fills, by ratio. mass: (64,) cells."""
-    filled = max(1e-3, float(mass[OBJECTS.index(name)]))
-    return min(SIZES, key=lambda size: abs(torch.tensor(filled / middle_masses()[size]).log()))
+    seen, real = max(1e-3, float(mass[OBJECTS.index(name)])), filled(name)
+    return min(SIZES, key=lambda size: abs(math.log(seen / real[size])))
 
 
 @torch.no_grad()
