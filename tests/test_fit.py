@@ -143,26 +143,26 @@ def run_bench(capsys, *more):
 
 def test_bench_measures_every_schedule_and_goes_on_where_it_was_stopped(tiny, done, home, capsys, tmp_path):
     out = tmp_path / "runs" / "olss.json"
-    code, lines, _ = run_bench(capsys, "--prompts", "1", "--fine", "10", "--out", str(out))
+    code, lines, _ = run_bench(capsys, "--prompts", "1", "--fine", "10", "--fine-prompts", "2", "--out", str(out))
     assert code == 0 and json.loads(lines[-1])["prompts"] == 1
     tiny.clear()
-    code, lines, progress = run_bench(capsys, "--prompts", "3", "--fine", "10", "--out", str(out))
+    code, lines, progress = run_bench(capsys, "--prompts", "4", "--fine", "10", "--fine-prompts", "2", "--out", str(out))
     names = ["OLSS", "OLSS-P", *solvers.peers(CONFIG, 2)]
     found = json.loads(lines[-1])
-    assert code == 0 and len(tiny) == 5 + 10 + 8 * (2 + 3)  # two prompts side by side; the first is not run again
-    assert "prompts 2 to 3 of 3" in progress and json.loads(out.read_text()) == found
+    assert code == 0 and len(tiny) == 2 * (5 + 8 * (2 + 3)) + 10  # two prompts side by side; the first is not run again
+    assert "prompts 2 to 3 of 4" in progress and json.loads(out.read_text()) == found
     assert [(row["steps"], row["name"]) for row in found["rows"]] == [(5, "Full run"), *((n, name) for n in (2, 3) for name in names)]
-    assert found["prompts"] == 3 and found["lpips_name"].startswith("LPIPS") and found["environment"]["torch"]
+    assert found["prompts"] == 4 and {row["fine_prompts"] for row in found["rows"]} == {3} and "steps of DPM-Solver++ 2M, of 3 prompts" in lines[0] and found["lpips_name"].startswith("LPIPS") and found["environment"]["torch"]
     for row in found["rows"]:
-        assert row["calls"] == row["steps"] and 0 <= row["match"] <= 1 and row["rmse_fine"] > 0
+        assert row["calls"] == row["steps"] and 0 <= row["match"] <= 1 and row["rmse_fine"] > 0 and row["seconds"] > 0
         assert (row["rmse"] == row["lpips"] == 0) == (row["name"] == "Full run")
     records = json.loads(out.with_suffix(".state.json").read_text())["state"]["records"]
-    assert len(records) == len({record["seed"] for record in records}) == 3
+    assert len(records) == len({record["seed"] for record in records}) == 4
     mean = np.mean([record["rows"]["3"]["OLSS"]["rmse"] for record in records])
     assert next(row["rmse"] for row in found["rows"] if (row["steps"], row["name"]) == (3, "OLSS")) == pytest.approx(mean)
     text = "\n".join(lines)
     assert all(name in text for name in names) and f"{mean:.4f}" in text
-    code, lines, refused = run_bench(capsys, "--prompts", "3", "--out", str(out))
+    code, lines, refused = run_bench(capsys, "--prompts", "3", "--fine-prompts", "2", "--out", str(out))
     assert code == 2 and "other settings (fine)" in refused
 
 

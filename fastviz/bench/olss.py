@@ -21,12 +21,12 @@ from ..fit.work import Work, networks
 from ..methods import olss
 from ..patch import Refused
 from ..request import STEPS, BadRequest, check_number
-from ..run import pictures
+from ..run import Clock, pictures
 from ..search import prompts, session
 
 SEED = 500_000  # of the prompts, and of the first one's noise; the fit's is below
 SHOWN = 4  # prompts in a picture of equal steps
-FIGURES = ("rmse", "rmse_fine", "lpips", "match")
+FIGURES = ("rmse", "rmse_fine", "lpips", "match", "seconds")
 
 
 def arguments():
@@ -39,6 +39,7 @@ def arguments():
     parser.add_argument("--prompts-file", help="prompts of your own, one a line")
     parser.add_argument("--reference", type=int, default=100, help="steps of the full run")
     parser.add_argument("--fine", type=int, default=0, help="also the distance to DPM-Solver++ 2M in so many steps, say 1000")
+    parser.add_argument("--fine-prompts", type=int, default=16, help="of how many prompts, the first ones: it takes long")
     parser.add_argument("--size", type=int, help="pixels, both ways; by default the model's own")
     parser.add_argument("--batch", type=int, default=4, help="runs side by side")
     parser.add_argument("--out", help="JSON file of the result")
@@ -81,18 +82,28 @@ def scores(asked, latents, calls, picture, full, fine):
             "lpips": told["lpips"], "lpips_name": told["lpips_name"], "match": told["match"]}
 
 
+def timed(scheduler, network):
+    """(last latents, seconds) of a run."""
+    clock = Clock(network.start.device)
+    clock.mark()
+    latents = runs.end(scheduler, network)
+    clock.mark()
+    return latents, clock.spans()[0]
+
+
 def measure(pipe, network, asked, compared, full, fine):
-    """All schedules on one Network -> one record per Request: {"prompt", "seed", "rows": {steps: {name: scores}}}."""
+    """All schedules on one Network -> one record per Request: {"prompt", "seed", "rows": {steps: {name: scores}}}. Seconds
+    are those of the whole batch, without decoding, by its size."""
     records = [{"prompt": each.prompt, "seed": each.seed, "rows": {}} for each in asked]
-    target = runs.end(full, network)
+    target, whole = timed(full, network)
     drawn = pictures(pipe, target)
     far = None if fine is None else runs.end(fine, network)
     for n, name, scheduler in [(len(full.timesteps), "Full run", full), *compared]:
         before = network.calls
-        latents = target if scheduler is full else runs.end(scheduler, network)
+        latents, seconds = (target, whole) if scheduler is full else timed(scheduler, network)
         calls = n if scheduler is full else network.calls - before
         for i, picture in enumerate(pictures(pipe, latents)):
-            row = scores(asked[i], latents[i], calls, picture, (target[i], drawn[i]), None if far is None else far[i])
+            row = scores(asked[i], latents[i], calls, picture, (target[i], drawn[i]), None if far is None else far[i]) | {"seconds": seconds / len(asked)}
             records[i]["rows"].setdefault(str(n), {})[name] = row
     return records
 
@@ -124,14 +135,15 @@ def illustrate(pipe, args, asked, steps, searches, compared):
 
 
 def summary(records):
-    """Means over the prompts: [{"steps", "name", "calls", "rmse", "rmse_error" (standard), "rmse_fine", "lpips", "match"}];
-    None for what could not be had."""
+    """Means over the prompts: [{"steps", "name", "calls", "rmse", "rmse_error" (standard), "rmse_fine", "lpips", "match", "seconds"}];
+    None for what could not be had; fine_prompts: those with an "rmse_fine"."""
     found = []
     for n, rows in records[0]["rows"].items():
         for name, row in rows.items():
             each = [record["rows"][n][name] for record in records]
             known = {key: [one[key] for one in each if isinstance(one[key], (int, float))] for key in FIGURES}
             told = {key: mean(values) if values else None for key, values in known.items()}
+            told["fine_prompts"] = len(known["rmse_fine"])
             told["rmse_error"] = stdev(known["rmse"]) / len(each) ** 0.5 if len(each) > 1 else None
             found.append({"steps": int(n), "name": name, "calls": row["calls"], **told})
     return found
@@ -139,13 +151,13 @@ def summary(records):
 
 def table(rows):
     """Aligned text; a blank line between numbers of steps."""
-    lines = [("steps", "", "calls", "RMSE", "", "RMSE fine", "LPIPS", "match")]
+    lines = [("steps", "", "calls", "RMSE", "", "RMSE fine", "LPIPS", "match", "seconds")]
     for before, row in zip([None, *rows], rows):
         if before and before["steps"] != row["steps"]:
-            lines.append(("",) * 8)
+            lines.append(("",) * 9)
         spread = "" if row["rmse_error"] is None else f"+-{row['rmse_error']:.4f}"
         lines.append((str(row["steps"]), row["name"], str(row["calls"]), figure(row["rmse"]), spread, figure(row["rmse_fine"]),
-                      figure(row["lpips"]), figure(row["match"])))
+                      figure(row["lpips"]), figure(row["match"]), figure(row["seconds"])))
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join(cell.ljust(width) if i == 1 else cell.rjust(width)
                                for i, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines)
@@ -158,7 +170,7 @@ def figure(value):
 def settings_of(pipe, args, one, compared):
     """What records depend on, as plain values."""
     return {"model": one.model, "guidance": one.guidance, "size": one.size, "weights": fitted.weights(fitted.folder(pipe)),
-            "reference": args.reference, "fine": args.fine,
+            "reference": args.reference, "fine": args.fine, "fine_prompts": args.fine_prompts,
             "prompts_file": args.prompts_file and Path(args.prompts_file).read_text(encoding="utf-8"),
             "coefficients": [scheduler.config.get("wx") for _, _, scheduler in compared]}
 
@@ -178,19 +190,21 @@ def run(pipe, args, asked, compared, records, save):
     """Adds the records of all prompts that have none. save() is called after each batch."""
     config, left = dict(pipe.scheduler.config), asked[len(records):]
     full, fine = solvers.reference(config, args.reference), finest(config, args.fine) if args.fine else None
-    with closing(Work(len(left) * (args.reference + args.fine + sum(n for n, _, _ in compared)))) as work:
+    steps = args.fine * max(0, min(args.fine_prompts, len(asked)) - len(records))
+    with closing(Work(len(left) * (args.reference + sum(n for n, _, _ in compared)) + steps)) as work:
         for network in networks(pipe, left, args.batch, work):
             chunk = asked[len(records):][:args.batch]
             work.say(f"prompts {len(records) + 1} to {len(records) + len(chunk)} of {len(asked)}")
-            records += measure(pipe, network, chunk, compared, full, fine)
+            records += measure(pipe, network, chunk, compared, full, fine if len(records) < args.fine_prompts else None)
             save()
 
 
 def main(argv=None):
     """The command. Returns the exit code."""
     args = arguments().parse_args(argv)
-    for name, low, high in (("prompts", 1, 10_000), ("batch", 1, 64), ("reference", 2, 1000), ("fine", 0, 1000)):
-        check_number(name, f"--{name}", getattr(args, name), low, high, int)
+    for name, low, high in (("prompts", 1, 10_000), ("batch", 1, 64), ("reference", 2, 1000), ("fine", 0, 1000),
+                            ("fine_prompts", 1, 10_000)):
+        check_number(name, f"--{name.replace('_', '-')}", getattr(args, name), low, high, int)
     _, texts = prompts.read(args.model, 0, args.prompts, args.prompts_file, SEED)
     asked = requests(args, texts, SEED)
     steps, searches = numbers(args.steps, STEPS[1]), choices(args.search)
@@ -204,7 +218,7 @@ def main(argv=None):
         illustrate(pipe, args, asked, steps, searches, compared)
     rows, name = summary(records), next(iter(next(iter(records[0]["rows"].values())).values()))["lpips_name"]
     print(f"{len(records)} prompts that nothing was fitted to. RMSE: of the last latents to {args.reference} steps of DDIM; "
-          f"fine: to {args.fine or 'no'} steps of DPM-Solver++ 2M. {name}: to the picture of the full run. match: what the "
+          f"fine: to {args.fine or 'no'} steps of DPM-Solver++ 2M, of {rows[0]['fine_prompts']} prompts. {name}: to the picture of the full run. match: what the "
           "prompt names that is found.\n")
     print(table(rows))
     told = {key: value for key, value in settings.items() if key not in ("coefficients", "prompts_file")}

@@ -37,7 +37,7 @@ RELATIONS = {  # of the first object to the second -> phrasings; {1} first reads
     "below": ("{0} below {1}", "{0} under {1}", "{1} with {0} below it"),
 }
 ASIDE = {"left": ("{} on the left", "{} to the left"), "right": ("{} on the right", "{} to the right"),  # where one object stands
-         "above": ("{} above", "{} over"), "below": ("{} below", "{} under")}
+         "above": ("{} above",), "below": ("{} below",)}
 SIZES = ("small", "medium", "big")  # "medium" is never said
 
 
