@@ -47,16 +47,17 @@ READY = threading.Event()
 
 def warm(models):
     """Loads torch, diffusers and the first model while the page is already being looked at."""
-    from fastviz import models as table
+    from fastviz import models as table, reading
+    from fastviz.verified import BadModel
 
     try:
         import fastviz.compare  # noqa: F401
 
-        table.unknown_words(models[0], "")
+        reading.unknown_words(models[0], "")
         table.load(models[0])
         if worker.LENT:
             beside(models[0])
-    except table.BadModel as error:
+    except BadModel as error:
         logging.error("%s", error)
         health.note("model", str(error))
     finally:

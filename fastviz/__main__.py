@@ -97,11 +97,11 @@ def show(progress):
 
 def hint(request):
     """Says on stderr which words the model does not know and what is cut off."""
-    from . import models
+    from . import reading
 
-    if words := models.unknown_words(request.model, request.prompt):
+    if words := reading.unknown_words(request.model, request.prompt):
         print(f"Unknown words: {', '.join(words)}", file=sys.stderr)
-    if cut := models.prompt_cut(request.model, request.prompt):
+    if cut := reading.prompt_cut(request.model, request.prompt):
         print(f"Cut off, the prompt is too long for the model: {cut}", file=sys.stderr)
 
 
@@ -341,7 +341,7 @@ def main(argv=None):
 def told(error):
     """The exit code for an error whose text is a sentence of ours or the system's, else None."""
     from .metrics import Unavailable
-    from .models import BadModel
+    from .verified import BadModel
     from .patch import Refused
     from .request import BadRequest
     from .run import Failed, Lost

@@ -205,7 +205,7 @@ def compare(request, *, on_progress=None, stop=None, on_glimpse=None):
     on_progress(Progress): before and after every step; stop(): asked after every step, True raises Stopped here;
     on_glimpse(row, picture): now and then in a row's first run, what it aims at, see glimpse.py.
     A row that fails says so in `error`, and the others go on; without the full model there is nothing to compare with,
-    and every row says so. Raises models.BadModel when the model cannot be loaded, run.Lost when the device is lost.
+    and every row says so. Raises verified.BadModel when the model cannot be loaded, run.Lost when the device is lost.
     """
     pipe = models.load(request.model)
     lanes = [lane_of(i, stack, request) for i, stack in enumerate(request.methods)]

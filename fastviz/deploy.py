@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import yaml
 
-from .models import ROOT, BadModel
+from .models import ROOT
 from .profile import ZERO
+from .verified import BadModel
 
 FILES = ("app.py", "README.md", "LICENSE", "THIRD_PARTY.md", "requirements.txt", "spaces_config.yaml")
 FOLDERS = ("fastviz", "assets")

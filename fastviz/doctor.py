@@ -10,7 +10,7 @@ from packaging.version import Version
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from . import metrics, models
+from . import metrics, models, verified
 from .compare import device_name
 
 FLOORS = {  # package -> (lowest version, why not below)
@@ -53,8 +53,8 @@ def versions():
 def state(folder):
     """"verified", or the sentence that says what is wrong with a folder of weights."""
     try:
-        return models.check(folder) or "verified"
-    except models.BadModel as error:
+        return verified.check(folder) or "verified"
+    except verified.BadModel as error:
         return str(error)
 
 
@@ -65,7 +65,7 @@ def model_state(model):
         return f"{ABSENT}: `python -m fastviz fetch {model.key}` brings it ({model.licence}; runs in about {need:.0f} GiB of memory)"
     try:
         return models.verify(model) or "verified"
-    except models.BadModel as error:
+    except verified.BadModel as error:
         return str(error)
 
 

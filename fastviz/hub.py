@@ -1,6 +1,6 @@
 """Brings a model of the table onto this disk, on the operator's word, and records what came: commit and every file's hash.
 
-What was fetched first is what is trusted: `models.check` compares every file with the record from then on, and the commit
+What was fetched first is what is trusted: `verified.check` compares every file with the record from then on, and the commit
 is pinned by the table or, where that names none, by the record.
 """
 
@@ -12,7 +12,8 @@ import shutil
 import sys
 
 from . import fitted, sketch
-from .models import HASHES, BadModel, contents, device, free_memory, sha256, write_hashes
+from .models import device, free_memory
+from .verified import HASHES, BadModel, contents, sha256, write_hashes
 
 ORIGIN = "origin.json"  # beside hashes.json: where the files came from
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -173,7 +174,7 @@ def convert(pickled, path):
 
 
 def record(model, revision):
-    """Writes what `models.check` compares with, and refuses files that are not those of the first fetch."""
+    """Writes what `verified.check` compares with, and refuses files that are not those of the first fetch."""
     known = model.folder.parent / HASHES
     before = json.loads(known.read_text()) if known.is_file() else {}
     write_hashes(model.folder.parent)

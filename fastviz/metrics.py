@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from . import models
-from .models import MODELS, BadModel
+from . import models, verified
+from .models import MODELS
+from .verified import BadModel
 
 BACKBONES = {  # in order of preference; the name ends with the first 8 hex digits of the file's sha256
     "alex": "alexnet-owt-7be5be79.pth",
@@ -41,7 +42,7 @@ def backbone_fault(net):
     path = backbone_path(net)
     if not path.is_file():
         return f"no {path.name}"
-    if not models.sha256(path).startswith(told := path.stem.rpartition("-")[2]):
+    if not verified.sha256(path).startswith(told := path.stem.rpartition("-")[2]):
         return f"{path} is damaged (its sha256 does not begin with {told}): delete it"
     return ""
 
@@ -63,7 +64,7 @@ def fetch_backbone(net, on_progress=lambda done, total: None, timeout=10):
             while block := answer.read(1 << 18):
                 file.write(block)
                 on_progress(file.tell(), total)
-        if not models.sha256(part).startswith(path.stem.rpartition("-")[2]):
+        if not verified.sha256(part).startswith(path.stem.rpartition("-")[2]):
             raise Unavailable(f"{SOURCE}{path.name} arrived damaged: try again.")
         part.replace(path)
     except (OSError, HTTPException) as error:
@@ -81,7 +82,7 @@ def load_judge():
     from . import judge
 
     try:
-        models.check(judge.FOLDER)
+        verified.check(judge.FOLDER)
         return judge.load(judge.FOLDER)
     except (BadModel, FileNotFoundError) as error:
         raise Unavailable(str(error)) from error

@@ -1,21 +1,18 @@
-"""The only code that loads weights: what lies on this disk, verified; and what a model reads of a prompt."""
+"""The only code that loads weights: what lies on this disk, verified."""
 
 import contextlib
 import functools
 import gc
-import hashlib
 import json
 import logging
 import math
 import sys
 import threading
-import unicodedata
 from pathlib import Path
 
 from .checkpoints import MODELS, ROOT, Model, store  # noqa: F401  others know them by this module
+from .verified import BadModel, again, check, contents, sha256
 
-HASHES = "hashes.json"  # beside the folders that it speaks of: {"model/unet/config.json": sha256, ...}
-SAFE = {".safetensors", ".json", ".txt"}  # everything else in a model's folder is refused
 PIPELINES, LIBRARIES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline"), {"diffusers", "transformers", "stable_diffusion"}
 LEFT_OUT = {"safety_checker": None, "feature_extractor": None, "image_encoder": None, "requires_safety_checker": False,
             "add_watermarker": False}  # what does not take part in making a picture
@@ -25,77 +22,6 @@ log = logging.getLogger(__name__)
 
 CLIP = ("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41",
         "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb")  # name, revision, sha256 of the weights
-
-
-class BadModel(RuntimeError):
-    """Weights that are missing or must not be loaded. The text names the file and tells what to do."""
-
-
-def sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def contents(folder):
-    """Paths of the files below `folder`, relative to it, in order; names that begin with a dot are left out."""
-    files = (path.relative_to(folder) for path in Path(folder).rglob("*") if path.is_file())
-    return sorted(path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts))
-
-
-def hashes(folder, part=""):
-    """{path relative to `folder`: sha256 of the file}, of those that begin with `part`."""
-    return {name: sha256(Path(folder, name)) for name in contents(folder) if name.startswith(part)}
-
-
-def write_hashes(parent):
-    """Writes hashes.json for the files in all folders below `parent`, to be compared by `check` ever after."""
-    table = {name: value for name, value in hashes(parent).items() if "/" in name}
-    Path(parent, HASHES).write_text(json.dumps(table, indent=1) + "\n")
-
-
-def rewrite_hashes(folder):
-    """Replaces the lines of one folder in the hashes.json beside it."""
-    folder = Path(folder)
-    table = folder.parent / HASHES
-    others = json.loads(table.read_text()) if table.exists() else {}
-    others = {name: value for name, value in others.items() if not name.startswith(f"{folder.name}/")}
-    ours = {f"{folder.name}/{name}": value for name, value in hashes(folder).items()}
-    table.write_text(json.dumps(dict(sorted((others | ours).items())), indent=1) + "\n")
-
-
-def check(folder, recorded=False, part=""):
-    """Raises BadModel unless `folder` holds exactly the files of the hashes.json beside it, unchanged, and no pickle.
-
-    recorded: without a hashes.json it is refused; part: looks only at the files whose names begin with it. Returns ""
-    when all is verified, or the sentence that says why hashes could not be compared.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise BadModel(f"There is no folder {folder}: get the complete project again.")
-    for name in contents(folder):
-        if Path(name).suffix not in SAFE:
-            raise BadModel(f"{folder / name} is no file for a model ({', '.join(sorted(SAFE))}): remove it.")
-    table = folder.parent / HASHES
-    if not table.is_file():
-        if recorded:
-            raise BadModel(f"There is no {table}, so nobody knows what was fetched: `python -m fastviz fetch "
-                           f"{folder.parent.name}` writes it when all is complete.")
-        return f"There is no {table}: the files of {folder.name} were not verified."
-    prefix, told = f"{folder.name}/{part}", json.loads(table.read_text())
-    told = {name.removeprefix(f"{folder.name}/"): value for name, value in told.items() if name.startswith(prefix)}
-    found = hashes(folder, part)
-    for name in sorted(told.keys() | found.keys()):
-        if name not in found:
-            raise BadModel(f"{folder / name} is missing: {again(folder, recorded)}.")
-        if name not in told:
-            raise BadModel(f"{folder / name} is not a file of this model: remove it.")
-        if told[name] != found[name]:
-            raise BadModel(f"{folder / name} was changed or damaged: {again(folder, recorded)}.")
-    return ""
-
-
-def again(folder, fetched):
-    return f"delete it and run `python -m fastviz fetch {folder.parent.name}`" if fetched else "get the complete project again"
 
 
 def verify(model, part=""):
@@ -340,34 +266,3 @@ def tokenizer(folder):
         from transformers import CLIPTokenizer
 
         return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-
-
-def words_of(key):
-    """The tokenizer of MODELS[key]. BadModel when the model is not there."""
-    if MODELS[key].missing:
-        raise BadModel(MODELS[key].missing)
-    return tokenizer(MODELS[key].folder)
-
-
-def unknown_words(key, prompt):
-    """The words of `prompt` that the model was never taught: not one token each. Punctuation counts as known.
-
-    Always [] for a model with an open vocabulary, which spells any word.
-    """
-    if not MODELS[key].closed:
-        return []
-    tokens = words_of(key)
-    text, vocabulary = tokens.backend_tokenizer.normalizer.normalize_str(prompt), tokens.get_vocab()
-    pieces = tokens.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
-    words = {text[start:end]: piece for piece, (start, end) in pieces}
-    return [word for word, piece in words.items()
-            if (f"{piece}</w>" not in vocabulary or (len(word) == 1 and word != "a"))
-            and not all(unicodedata.category(c).startswith("P") for c in word)]
-
-
-def prompt_cut(key, prompt):
-    """The end of `prompt` that does not fit into the text encoder and is cut off, or ""."""
-    tokens = words_of(key)
-    places = tokens.backend_tokenizer.encode(prompt).offsets[1:-1]  # without the start and end tokens
-    room = tokens.model_max_length - 2
-    return prompt[places[room][0]:] if len(places) > room else ""

@@ -7,7 +7,7 @@ as diffusers reads it. It belongs to these weights alone.
 import json
 from contextlib import contextmanager
 
-from . import fitted, given, models
+from . import fitted, given, models, verified
 from .patch import Refused, replaced
 
 ABOUT = "sketch.json"  # in the network's folder: whose it is, how it was trained, and how much of it is added
@@ -46,7 +46,7 @@ def load(pipe):
         raise Refused(sentence)
     try:
         return models.load_control(path_of(folder), pipe.unet.dtype)
-    except models.BadModel as error:
+    except verified.BadModel as error:
         raise Refused(f"{error} Without it: clear the sketch{make(folder)}.") from error
 
 

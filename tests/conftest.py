@@ -170,11 +170,11 @@ def tiny_home(tiny_pipe, olss_files, student_files):
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """The tiny pipeline as a model is shipped: a folder of safetensors with the hashes beside it."""
-    from fastviz import models
+    from fastviz import verified
 
     parent = tmp_path_factory.mktemp("shipped")
     make_tiny().save_pretrained(parent / "model")
-    models.write_hashes(parent)
+    verified.write_hashes(parent)
     return parent / "model"
 
 

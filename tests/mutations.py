@@ -24,11 +24,11 @@ CHOSEN = (  # file, what is there, what it becomes, the test that fails
     ("patch.py", "                entries[name] = value", "                pass", "test_patch.py::test_an_entry_comes_back_as_the_same_object_and_an_absent_one_is_absent_again"),
     ("run.py", "    while not LOCK.acquire(timeout=0.2):", "    while not LOCK.acquire(timeout=0.2) and LOCK.locked() and False:", "test_run.py::test_one_run_at_a_time_and_a_waiting_one_can_be_stopped"),
     ("run.py", "manual_seed(request.seed)", "manual_seed(0)", "test_run.py::test_the_noise_is_the_cpu_generators"),
-    ("models.py", "        if told[name] != found[name]:", "        if False:", "test_models.py::test_one_flipped_byte_in_any_file_is_caught"),
-    ("models.py", "        if Path(name).suffix not in SAFE:", "        if False:", "test_models.py::test_a_planted_pickle_is_refused_before_anything_is_loaded"),
+    ("verified.py", "        if told[name] != found[name]:", "        if False:", "test_models.py::test_one_flipped_byte_in_any_file_is_caught"),
+    ("verified.py", "        if Path(name).suffix not in SAFE:", "        if False:", "test_models.py::test_a_planted_pickle_is_refused_before_anything_is_loaded"),
     ("methods/tome.py", 'f"{seed}/{step}/{name}"', 'f"{step}/{name}"', "test_tome.py::test_the_draw_belongs_to_seed_step_and_block"),
     ("metrics.py", "/ 127.5 - 1", "/ 255", "test_metrics.py::test_stickers_lpips_equals_numpy"),
-    ("metrics.py", "    if not models.sha256(path).startswith(told := path.stem.rpartition(\"-\")[2]):", "    if False:", "test_metrics.py::test_a_damaged_backbone_is_never_used"),
+    ("metrics.py", "    if not verified.sha256(path).startswith(told := path.stem.rpartition(\"-\")[2]):", "    if False:", "test_metrics.py::test_a_damaged_backbone_is_never_used"),
     ("ui/temp.py", "        while True:\n            try:\n                sweep", "        if True:\n            try:\n                sweep", "test_page.py::test_the_janitor_sweeps_again_and_again"),
     ("ui/gate.py", '        if origin is not None and', '        if False and', "test_health.py::test_only_its_own_page_may_call"),
     ("request.py", '"Seed", self.seed, 0, 2**32 - 1', '"Seed", self.seed, 0, 2**32', "test_request.py::test_the_bounds_themselves_pass_and_their_neighbours_do_not"),
@@ -44,7 +44,7 @@ SAME = {  # what a mutation became -> why no test can notice: where one survives
     "def __init__(self, job, megabytes=129):": "a default size instead of another",
 }
 DRAWN = {  # file -> the tests that guard it
-    "patch.py": "test_patch.py", "run.py": "test_run.py", "models.py": "test_models.py", "request.py": "test_request.py",
+    "patch.py": "test_patch.py", "run.py": "test_run.py", "models.py": "test_models.py", "verified.py": "test_models.py", "reading.py": "test_models.py", "request.py": "test_request.py",
     "metrics.py": "test_metrics.py", "compare.py": "test_compare.py", "store.py": "test_store.py", "trace.py": "test_lens.py test_inside.py test_contract.py",
     "cost.py": "test_cost.py", "schedulers.py": "test_olss.py", "gwpr.py": "test_atedm.py", "lens.py": "test_lens.py", "doctor.py": "test_doctor.py",
     "profile.py": "test_page.py", "log.py": "test_health.py", "supervise.py": "test_supervise.py",

@@ -16,23 +16,24 @@ APART = ("stickers", "bench", "search", "fit")  # how the model is made, benchma
 
 # What each part may import, besides its own folder. A method is known from outside only by its module's contract.
 BASE = {"knobs", "patch", "ranges", "trace", "fitted"}
-MODELS = BASE | {"methods", "models", "request"}
+MODELS = BASE | {"methods", "models", "request", "verified"}
 ARROWS = {
-    "knobs": set(), "patch": set(), "ranges": {"patch"}, "trace": set(), "fitted": set(), "judge": set(), "checkpoints": set(),
-    "models": {"judge", "checkpoints"}, "hub": {"fitted", "models", "sketch"}, "deploy": {"models", "profile"},
+    "knobs": set(), "patch": set(), "ranges": {"patch"}, "trace": set(), "fitted": set(), "judge": set(), "checkpoints": set(), "verified": set(),
+    "models": {"judge", "checkpoints", "verified"}, "reading": {"models", "verified"}, "hub": {"fitted", "models", "sketch", "verified"},
+    "deploy": {"models", "profile", "verified"},
     "kernels": set(), "gwpr": {"kernels"}, "schedulers": set(),
-    "methods": BASE | {"bare", "gwpr", "kernels", "models", "schedulers"}, "bare": {"models", "patch"},
+    "methods": BASE | {"bare", "gwpr", "kernels", "models", "schedulers", "verified"}, "bare": {"models", "patch"},
     "request": BASE | {"given", "methods", "models"},
     "profile": {"methods", "models", "request", "sketch"}, "log": set(), "supervise": {"log"},
-    "lens": BASE | {"methods"}, "given": set(), "begin": {"given", "patch"}, "sketch": BASE | {"bare", "given", "models"},
-    "run": MODELS | {"begin", "lens", "sketch"}, "cost": MODELS | {"bare", "run", "sketch"}, "metrics": {"judge", "models"},
+    "lens": BASE | {"methods"}, "given": set(), "begin": {"given", "patch"}, "sketch": BASE | {"bare", "given", "models", "verified"},
+    "run": MODELS | {"begin", "lens", "sketch"}, "cost": MODELS | {"bare", "run", "sketch"}, "metrics": {"judge", "models", "verified"},
     "stages": {"cost", "models"}, "glimpse": {"schedulers"}, "compare": MODELS | {"glimpse", "run", "cost", "metrics"},
     "store": MODELS | {"given", "run", "compare", "views"},
     "explore": MODELS | {"run", "cost", "metrics", "compare", "store", "views"},
     "lessons": MODELS | {"compare", "run", "store", "views"},
     "views": {"trace"},
     "doctor": MODELS | {"judge", "metrics", "run", "compare"},
-    "ui": MODELS | {"given", "sketch", "compare", "cost", "explore", "lessons", "profile", "run", "stages", "store", "views"},
+    "ui": MODELS | {"given", "sketch", "compare", "cost", "explore", "lessons", "profile", "reading", "run", "stages", "store", "views"},
     "": MODELS | {"compare", "metrics", "run"},
 }
 

@@ -13,9 +13,10 @@ from folders import BETAS, MADE, loud, make, sdxs_control, sides
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from fastviz import __main__ as command, checkpoints, compare, cost, fitted, models, sketch
+from fastviz import __main__ as command, checkpoints, compare, cost, fitted, models, reading, sketch, verified
 from fastviz.methods import METHODS, full
-from fastviz.models import MODELS, BadModel
+from fastviz.models import MODELS
+from fastviz.verified import BadModel
 from fastviz.request import BadRequest, Request
 from fastviz.run import encoded, generate, network_inputs, noise
 
@@ -26,7 +27,7 @@ def places(tmp_path_factory):
     place = tmp_path_factory.mktemp("models")
     for key in MADE:
         make(key).save_pretrained(place / key / "model", variant=MODELS[key].variant or None)
-        models.write_hashes(place / key)
+        verified.write_hashes(place / key)
     return place
 
 
@@ -65,7 +66,7 @@ def test_a_published_network_for_sketches_does_what_diffusers_pipeline_makes_of_
     network = sdxs_control() if key == "sdxs-dreamshaper" else loud(ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8, 8, 16)))
     network.save_pretrained(folder)
     (folder / sketch.ABOUT).write_text(json.dumps({"teacher": fitted.weights(MODELS[key].folder), "scale": 0.8}))
-    models.write_hashes(tmp_path / key)
+    verified.write_hashes(tmp_path / key)
     drawn = io.BytesIO()
     Image.linear_gradient("L").point(lambda light: 255 * (light % 40 > 8)).save(drawn, "PNG")
     request = asked(key, steps=min(3, MODELS[key].most_steps), size=128, guidance=guidance, sketch=drawn.getvalue())
@@ -213,7 +214,7 @@ def test_the_look_inside_shows_every_row_its_words_and_what_was_skipped(key, tmp
 # What is refused, and what the folder must be
 
 def test_a_fetched_model_without_a_record_is_not_loaded(places):
-    record = places / "sd15" / models.HASHES
+    record = places / "sd15" / verified.HASHES
     told = record.read_text()
     record.unlink()
     try:
@@ -225,7 +226,7 @@ def test_a_fetched_model_without_a_record_is_not_loaded(places):
 
 def test_a_model_that_was_not_fetched_says_how(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("FASTVIZ_MODELS", str(tmp_path))
-    for find in (models.load, lambda key: models.prompt_cut(key, "a cat")):
+    for find in (models.load, lambda key: reading.prompt_cut(key, "a cat")):
         with pytest.raises(BadModel, match="`python -m fastviz fetch sdxl`"):
             find("sdxl")
     assert command.main(["compare", "a cat", "--model", "sdxl", "--out", str(tmp_path / "out")]) == 1

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fastviz import __main__ as command
-from fastviz import models, store, trace
+from fastviz import models, store, trace, verified
 from fastviz.metrics import Unavailable
 from fastviz.patch import replaced
 
@@ -87,7 +87,7 @@ def test_stopping_and_missing_models_end_with_a_sentence(tiny, capsys, monkeypat
     assert "Stopped." in capsys.readouterr().err
 
     def missing(key):
-        raise models.BadModel("There is no folder: get the complete project again.")
+        raise verified.BadModel("There is no folder: get the complete project again.")
     monkeypatch.setattr(models, "load", missing)
     assert command.main(["compare", "a cat", *QUICK]) == 1
     assert capsys.readouterr().err.endswith("There is no folder: get the complete project again.\n")

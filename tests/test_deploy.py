@@ -17,7 +17,7 @@ import yaml
 
 from fastviz import checkpoints, compare, deploy, models, profile
 from fastviz.__main__ import main
-from fastviz.models import BadModel
+from fastviz.verified import BadModel
 from fastviz.request import BadRequest, Request
 from fastviz.ui import page, parts, worker
 from fastviz.ui.ask import CHOSEN, OWN, Ask

@@ -11,7 +11,7 @@ from folders import BETAS, loud, make
 from PIL import Image
 from test_checkpoints import WHOLE
 
-from fastviz import compare, fitted, models, sketch
+from fastviz import compare, fitted, models, sketch, verified
 from fastviz.methods import METHODS
 from fastviz.models import MODELS
 from fastviz.request import Request
@@ -47,7 +47,7 @@ def key(request, tmp_path, monkeypatch):
         folder = sketch.path_of(MODELS[name].folder)
         loud(ControlNetModel.from_unet(pipe.unet)).save_pretrained(folder)
         (folder / sketch.ABOUT).write_text(f'{{"teacher": "{fitted.weights(MODELS[name].folder)}", "scale": 1.0}}')
-    models.write_hashes(tmp_path / name)
+    verified.write_hashes(tmp_path / name)
     return name
 
 

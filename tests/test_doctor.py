@@ -8,14 +8,14 @@ import shutil
 import pytest
 import torch
 
-from fastviz import doctor, metrics, models
+from fastviz import doctor, metrics, models, verified
 
 
 @pytest.fixture(autouse=True)
 def assets(tmp_path, tiny_pipe, monkeypatch):
     """A verified model as the only one in the table, and an empty hub folder."""
     tiny_pipe.save_pretrained(tmp_path / "assets/model")
-    models.write_hashes(tmp_path / "assets")
+    verified.write_hashes(tmp_path / "assets")
     entry = models.Model("tiny", "Tiny", str(tmp_path / "assets/model"), 128, (128,), 4, 3.0, "Apache-2.0")
     monkeypatch.setattr(models, "MODELS", {"tiny": entry})
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))

@@ -13,7 +13,7 @@ from PIL import Image
 from serving import pixels, serve
 from test_browser import PATIENCE, Visit, browser, pytestmark, visits  # noqa: F401
 
-from fastviz import fitted, given, models, run, sketch, store
+from fastviz import fitted, given, models, run, sketch, store, verified
 from fastviz.stickers.sketch import network
 
 
@@ -28,7 +28,7 @@ def sketch_folder(tiny_folder, tmp_path_factory):
         torch.nn.init.normal_(layer.weight, std=0.3)
     control.save_pretrained(parent / "sketch")
     (parent / "sketch" / sketch.ABOUT).write_text(json.dumps({"teacher": fitted.weights(parent / "model")}))
-    models.write_hashes(parent)
+    verified.write_hashes(parent)
     return parent / "model"
 
 

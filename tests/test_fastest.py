@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fastviz import __main__ as command
-from fastviz import models
+from fastviz import models, reading
 from fastviz.explore import fastest
 from fastviz.explore import sweep as sweeping
 from fastviz.explore.history import History
@@ -42,7 +42,7 @@ def test_what_is_verified_was_not_seen_before():
 
 
 def test_the_embedded_models_prompts_are_in_its_language():
-    assert [models.unknown_words("stickers", prompt) for prompt in fastest.PROMPTS] == [[]] * len(fastest.PROMPTS)
+    assert [reading.unknown_words("stickers", prompt) for prompt in fastest.PROMPTS] == [[]] * len(fastest.PROMPTS)
 
 
 def test_the_command_names_a_verified_row_and_goes_on_where_it_was(tiny_pipe, tmp_path, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from test_contract import assert_unchanged, every_stack, fingerprint, raising
 
 from fastviz import __main__ as command
-from fastviz import cost, fitted, given, models, profile, sketch, store
+from fastviz import cost, fitted, given, models, profile, sketch, store, verified
 from fastviz.cost import total
 from fastviz.methods import METHODS, full, method_of, sdxs
 from fastviz.patch import Refused
@@ -188,7 +188,7 @@ def test_a_network_of_other_weights_is_refused(tiny_pipe, sketch_home):
 def test_a_damaged_network_is_refused(tmp_path):
     (tmp_path / "sketch").mkdir()
     (tmp_path / "sketch/config.json").write_text("{}")
-    with pytest.raises(models.BadModel, match="could not be read"):
+    with pytest.raises(verified.BadModel, match="could not be read"):
         models.load_control(tmp_path / "sketch")
 
 

@@ -12,8 +12,9 @@ from folders import make, sdxs_control
 from hub_server import COMMIT, serving
 from safetensors.torch import save_file
 
-from fastviz import checkpoints, hub, models, sketch
-from fastviz.models import MODELS, BadModel
+from fastviz import checkpoints, hub, models, sketch, verified
+from fastviz.models import MODELS
+from fastviz.verified import BadModel
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_fetch_brings_what_is_loaded_and_nothing_else_and_records_it(place, repo
     assert "CreativeML Open RAIL++-M" in done.stderr and COMMIT in done.stderr and "0.00 GB" in done.stderr
     monkeypatch.setenv("FASTVIZ_MODELS", str(folder))
     model = MODELS["sdxs"]
-    found = models.contents(model.folder)
+    found = verified.contents(model.folder)
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in found and "tokenizer/tokenizer_config.json" in found
     assert all(name.endswith((".json", ".txt", ".fp16.safetensors")) for name in found)
     assert not [name for name in found if "safety" in name or "vae_large" in name or "feature" in name]
@@ -74,7 +75,7 @@ def test_an_interrupted_download_goes_on_and_keeps_what_is_complete(place):
     broken = fetch(place, HF_HUB_DOWNLOAD_RETRIES="0")
     assert broken.returncode == 1 and "Traceback" not in broken.stderr
     assert broken.stderr.rstrip().endswith("complete files are kept.")
-    assert not (folder / "sdxs" / models.HASHES).exists()  # no record: it cannot be loaded
+    assert not (folder / "sdxs" / verified.HASHES).exists()  # no record: it cannot be loaded
     server.fault = ""
     before = len(server.asked)
     done = fetch(place)
@@ -146,8 +147,8 @@ def test_the_network_for_sketches_comes_with_its_model_as_tensors(tmp_path, monk
         assert fetch(place, code=code).returncode == 0
         assert not [one for one in server.asked[asked:] if "sketch" in one[1]]
     folder = sketch.path_of(model.folder)
-    assert sketch.missing(model.folder) == "" == models.check(folder, recorded=True) and sketch.scale(model.folder) == 0.8
-    assert models.contents(folder) == ["config.json", "diffusion_pytorch_model.safetensors", "sketch.json"]
+    assert sketch.missing(model.folder) == "" == verified.check(folder, recorded=True) and sketch.scale(model.folder) == 0.8
+    assert verified.contents(folder) == ["config.json", "diffusion_pytorch_model.safetensors", "sketch.json"]
     back = models.load_control(folder).state_dict()
     assert all(torch.equal(value, back[name]) for name, value in network.state_dict().items())
 
@@ -184,10 +185,10 @@ def test_files_that_differ_from_the_first_fetch_are_refused(repository, tmp_path
     monkeypatch.setenv("FASTVIZ_MODELS", str(tmp_path))
     model = MODELS["sdxs"]
     shutil.copytree(repository, model.folder)
-    names = hub.wanted(models.contents(model.folder), "fp16")
+    names = hub.wanted(verified.contents(model.folder), "fp16")
     hub.compare(model.folder, names, {})
     hub.record(model, COMMIT)
-    assert models.contents(model.folder) == sorted(names)
+    assert verified.contents(model.folder) == sorted(names)
     path = model.folder / "unet/config.json"
     path.write_text(path.read_text() + " ")
     with pytest.raises(BadModel, match="not what was fetched first"):

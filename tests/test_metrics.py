@@ -20,7 +20,7 @@ from PIL import Image, ImageFilter
 from safetensors.torch import save_file
 from torch import nn
 
-from fastviz import judge, metrics, models
+from fastviz import judge, metrics, models, verified
 from fastviz.stickers import words, world
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ def seeded_judge(tmp_path, monkeypatch):
     torch.manual_seed(0)
     save_file(judge.Judge(words.OBJECTS, words.BACKGROUNDS).state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"objects": words.OBJECTS, "backgrounds": words.BACKGROUNDS}))
-    models.write_hashes(folder.parent)
+    verified.write_hashes(folder.parent)
     monkeypatch.setattr(judge, "FOLDER", folder)
     return folder
 
@@ -68,7 +68,7 @@ def plant_backbone(hub, monkeypatch, net="alex"):
     network = {"alex": zoo.alexnet, "squeeze": zoo.squeezenet1_1}[net](weights=None).eval()
     hub.mkdir(parents=True)
     torch.save(network.state_dict(), hub / "draft")
-    path = hub / f"net-{models.sha256(hub / 'draft')[:8]}.pth"
+    path = hub / f"net-{verified.sha256(hub / 'draft')[:8]}.pth"
     (hub / "draft").rename(path)
     monkeypatch.setitem(metrics.BACKBONES, net, path.name)
     return network
@@ -235,9 +235,9 @@ def test_broken_torchvision_costs_lpips_and_nothing_else(tmp_path, tiny_pipe):
     tiny_pipe.save_pretrained(tmp_path / "assets/model")
     code = f"""
 from PIL import Image
-from fastviz import metrics, models
+from fastviz import metrics, models, reading
 models.MODELS["tiny"] = models.Model("tiny", "Tiny", {str(tmp_path / "assets/model")!r}, 128, (128,), 2, 3.0, "")
-models.prompt_cut("tiny", "a cat")  # which is what transformers is first imported for
+reading.prompt_cut("tiny", "a cat")  # which is what transformers is first imported for
 picture = models.load("tiny")("a cat", num_inference_steps=2, height=128, width=128).images[0]
 found = metrics.score(picture, Image.new("RGB", picture.size), "a cat", "stickers")
 assert "nms" in found["lpips"] and "nms" in found["match"] and found["lpips_map"] is None, found
@@ -338,7 +338,7 @@ def local_clip(tmp_path, monkeypatch):
     size = {"height": 32, "width": 32}
     CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size), tokens).save_pretrained(folder)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(models, "CLIP", ("tiny/clip", "abc", models.sha256(folder / "model.safetensors")))
+    monkeypatch.setattr(models, "CLIP", ("tiny/clip", "abc", verified.sha256(folder / "model.safetensors")))
     metrics.load_clip.cache_clear()
     yield folder
     metrics.load_clip.cache_clear()
@@ -388,7 +388,7 @@ def server(tmp_path, monkeypatch):
 
 def serve(folder, data, monkeypatch):
     (folder / "draft").write_bytes(data)
-    name = f"alexnet-owt-{models.sha256(folder / 'draft')[:8]}.pth"
+    name = f"alexnet-owt-{verified.sha256(folder / 'draft')[:8]}.pth"
     (folder / "draft").rename(folder / name)
     monkeypatch.setitem(metrics.BACKBONES, "alex", name)
     return folder / name

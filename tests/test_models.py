@@ -14,8 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastviz import models
-from fastviz.models import BadModel, Model
+from fastviz import models, reading, verified
+from fastviz.models import Model
+from fastviz.verified import BadModel
 from fastviz.stickers import words
 
 
@@ -29,7 +30,7 @@ def shipped(tiny_pipe, tmp_path_factory):
     (parent / "judge").mkdir()
     (parent / "judge" / "config.json").write_text("{}")
     (parent / "atlas.webp").write_bytes(b"not part of any model")
-    models.write_hashes(parent)
+    verified.write_hashes(parent)
     return parent
 
 
@@ -89,7 +90,7 @@ def test_a_planted_pickle_is_refused_before_anything_is_loaded(model, monkeypatc
     opened = []
     monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *a, **k: opened.append(a))
     (model.folder / name).write_bytes(pickle.dumps("harmless here"))
-    (model.folder.parent / models.HASHES).unlink()  # its kind is enough: no list of files is needed
+    (model.folder.parent / verified.HASHES).unlink()  # its kind is enough: no list of files is needed
     with pytest.raises(BadModel, match="is no file for a model .* remove it"):
         models.load("tiny")
     assert not opened
@@ -102,15 +103,15 @@ def test_a_pickle_under_another_name_is_refused(model):
 
 
 def test_one_flipped_byte_in_any_file_is_caught(model):
-    for name in models.contents(model.folder):
+    for name in verified.contents(model.folder):
         path = model.folder / name
         whole = path.read_bytes()
         at = random.Random(name).randrange(len(whole))
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
         with pytest.raises(BadModel, match="was changed or damaged"):
-            models.check(model.folder)
+            verified.check(model.folder)
         path.write_bytes(whole)
-    assert models.check(model.folder) == ""
+    assert verified.check(model.folder) == ""
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "empty"])
@@ -126,8 +127,8 @@ def test_incomplete_weights_are_caught(model, damage):
 
 
 def test_without_hashes_it_says_so_and_damage_is_still_a_sentence(model, caplog):
-    (model.folder.parent / models.HASHES).unlink()
-    assert "not verified" in models.check(model.folder)
+    (model.folder.parent / verified.HASHES).unlink()
+    assert "not verified" in verified.check(model.folder)
     models.load("tiny")
     assert "not verified" in caplog.text
     models._loaded.clear()
@@ -155,13 +156,13 @@ def test_a_model_that_is_not_there(model, monkeypatch):
     ("astronaut and astronaut", ["astronaut"]),
 ])
 def test_unknown_words(model, prompt, unknown):
-    assert models.unknown_words("tiny", prompt) == unknown
+    assert reading.unknown_words("tiny", prompt) == unknown
 
 
 def test_an_open_vocabulary_has_no_unknown_words(model, monkeypatch):
     entry = Model("open", "Open", model.source, 128, (128,), 4, 3.0, "Apache-2.0")
     monkeypatch.setitem(models.MODELS, "open", entry)
-    assert models.unknown_words("open", "an astronaut") == []
+    assert reading.unknown_words("open", "an astronaut") == []
 
 
 def test_every_caption_of_the_world_is_known_and_fits(model):
@@ -171,7 +172,7 @@ def test_every_caption_of_the_world_is_known_and_fits(model):
         sizes = [rng.choice(words.SIZES) for _ in names]
         relation = rng.choice([None, *words.RELATIONS])
         text = words.caption(rng, names, sizes, relation, rng.choice([None, *words.SCENERY]))
-        assert models.unknown_words("tiny", text) == [] and models.prompt_cut("tiny", text) == "", text
+        assert reading.unknown_words("tiny", text) == [] and reading.prompt_cut("tiny", text) == "", text
 
 
 @settings(max_examples=150, deadline=None)
@@ -181,8 +182,8 @@ def test_what_is_cut_is_what_the_encoder_never_sees(shipped, text):
     key = "cut"
     models.MODELS[key] = Model(key, "Tiny", str(shipped / "model"), 128, (128,), 4, 3.0, "Apache-2.0", closed=True)
     try:
-        cut = models.prompt_cut(key, text)
-        models.unknown_words(key, text)
+        cut = reading.prompt_cut(key, text)
+        reading.unknown_words(key, text)
     finally:
         del models.MODELS[key]
     assert text.endswith(cut)
@@ -197,7 +198,7 @@ def test_words_are_looked_up_while_the_model_is_being_loaded():
     """In a new process, where both import transformers for the first time: its lazy modules fail when two threads do."""
     code = """
 import threading
-from fastviz import models
+from fastviz import models, reading
 
 faults, together = [], threading.Barrier(5)
 
@@ -208,7 +209,7 @@ def at_once(work):
     except Exception as error:
         faults.append(repr(error))
 
-works = [lambda: models.load("stickers")] + [lambda: models.unknown_words("stickers", "an astronaut")] * 4
+works = [lambda: models.load("stickers")] + [lambda: reading.unknown_words("stickers", "an astronaut")] * 4
 threads = [threading.Thread(target=at_once, args=(work,)) for work in works]
 [thread.start() for thread in threads], [thread.join() for thread in threads]
 assert not faults, faults

@@ -10,7 +10,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from skimage.metrics import structural_similarity
 
-from fastviz import models
+from fastviz import verified
 from fastviz.stickers import loop, parts
 from fastviz.stickers.sdxs import chain, decoder, distil, evaluate, export, network, pairs, score, warmup
 
@@ -375,7 +375,7 @@ def test_the_whole_chain_ends_in_a_folder_that_draws_in_one_step(workshop, guide
     (workshop / "hashes.json").write_text(json.dumps({"model/unet/config.json": "kept"}))
     assert export.export(workshop) == "score"
     folder = workshop / "sdxs"
-    assert models.check(folder) == "" and json.loads((workshop / "hashes.json").read_text())["model/unet/config.json"] == "kept"
+    assert verified.check(folder) == "" and json.loads((workshop / "hashes.json").read_text())["model/unet/config.json"] == "kept"
     told = json.loads((folder / export.ABOUT).read_text())
     assert told["teacher"] == chain.digest() and told["pairs"] == {"count": 4, "steps": 2, "guidance": 3.0}
     assert set(told["stages"]) == {"decoder", "distil", "warmup", "score"} and told["stages"]["score"]["step"] == again["step"]

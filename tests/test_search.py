@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastviz import __main__ as command
-from fastviz import cost, fitted, models, store, views
+from fastviz import cost, fitted, models, reading, store, verified, views
 from fastviz.methods import attention_reuse, few_step
 from fastviz.methods.attention_reuse import Knobs, hurry
 from fastviz.patch import Refused, replaced
@@ -42,7 +42,7 @@ def tiny(tiny_pipe, tmp_path_factory):
         mid_block_type=None, attention_head_dim=2, cross_attention_dim=32, use_linear_projection=True).eval()
     with replaced(copy.copy(tiny_pipe), unet=unet) as smaller:
         smaller.save_pretrained(folder)
-    models.write_hashes(folder.parent)
+    verified.write_hashes(folder.parent)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "tiny", models.Model("tiny", "Tiny", str(folder), 64, (64, 128), STEPS, 1.0,
                                                           "Apache-2.0", closed=True))
@@ -316,7 +316,7 @@ def test_prompts_of_the_search_and_held_out_ones_are_different(tmp_path):
     searched, held = prompts.read("stickers", 8, 16)
     assert len(set(searched)) == 8 and len(set(held)) == 16 and not set(searched) & set(held)
     assert prompts.read("stickers", 8, 16) == (searched, held) and prompts.read("stickers", 4, 2)[0] == searched[:4]
-    assert all(models.unknown_words("stickers", prompt) == [] for prompt in searched + held)
+    assert all(reading.unknown_words("stickers", prompt) == [] for prompt in searched + held)
     file = tmp_path / "prompts.txt"
     file.write_text("a cat\n\n an owl \na cat\na tent\n")
     assert prompts.read("stickers", 1, 2, file) == (["a cat"], ["an owl", "a tent"])

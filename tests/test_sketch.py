@@ -13,7 +13,7 @@ from diffusers import ControlNetModel
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
-from fastviz import models, sketch
+from fastviz import models, sketch, verified
 from fastviz.methods import sdxs
 from fastviz.stickers import loop, parts, teacher, world
 from fastviz.stickers.sdxs import chain
@@ -157,7 +157,7 @@ def test_training_goes_on_from_its_checkpoint_and_is_exported_for_diffusers(work
     assert all(torch.equal(value, saved["average"][name].half()) for name, value in back.half().state_dict().items())
     assert json.loads((tmp_path / "sketch" / sketch.ABOUT).read_text()) == {
         "teacher": "0123456789abcdef", "step": saved["step"], "hours": round(saved["hours"], 2), "device": ["a CPU"], "with": 0.1, "without": 0.2}
-    assert models.check(tmp_path / "sketch") == ""
+    assert verified.check(tmp_path / "sketch") == ""
     assert all(path.stat().st_size < 10 * 2**20 for path in (tmp_path / "sketch").iterdir())
 
 

@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageFilter
 from safetensors.torch import save_file
 
-from fastviz import models
+from fastviz import models, verified
 from fastviz.stickers import autoencoder, behaviour, card, evaluate, export, judge, loop, measures, muon, parts, progress, rebuild, teacher, words, world
 from fastviz.stickers.loop import follow, pace
 
@@ -198,9 +198,9 @@ def test_a_damaged_weight_is_not_trained_on(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "SHIPPED", tmp_path)
     (tmp_path / "model/part").mkdir(parents=True)
     save_file({"weight": torch.zeros(2)}, tmp_path / "model/part/a.safetensors")
-    models.write_hashes(tmp_path)
+    verified.write_hashes(tmp_path)
     save_file({"weight": torch.ones(2)}, tmp_path / "model/part/a.safetensors")
-    with pytest.raises(models.BadModel, match="changed or damaged"):
+    with pytest.raises(verified.BadModel, match="changed or damaged"):
         loop.shipped("model", "part")
 
 
@@ -294,7 +294,7 @@ def test_what_is_kept_of_training_is_gone_on_from_and_goes_when_it_is_shipped(tm
     export.keep(tmp_path)
     assert written == {path.name: path.read_bytes() for path in (tmp_path / "onward").iterdir()}
     next((tmp_path / "onward").glob("*.safetensors")).write_bytes(b"damaged")
-    with pytest.raises(models.BadModel, match="changed or damaged"):
+    with pytest.raises(verified.BadModel, match="changed or damaged"):
         teacher.latest()
     monkeypatch.setattr(loop, "SHIPPED", shipped)
     export.export(tmp_path)

@@ -12,7 +12,7 @@ import sys
 import pytest
 from conftest import make_student
 
-from fastviz import models
+from fastviz import models, verified
 
 ZERO = {"SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": "http://127.0.0.1:9"}  # nobody answers there
 BEGIN = """
@@ -20,7 +20,7 @@ import dataclasses, io, json, sys, threading, time
 import app  # which imports spaces before torch
 import torch
 from PIL import Image
-from fastviz import models
+from fastviz import models, verified
 from fastviz.request import BadRequest, Request
 from fastviz.ui import health, inside, job, worker
 
@@ -99,7 +99,7 @@ told["picture"] = [row.image.tobytes() == ours.image.tobytes() for row, ours in 
 look = inside.Inside(first)
 told["look"] = [*done(look), [view["error"] for view in look.views], len(look.traces)]
 told["lent"] = lent[:]
-for name, error in (("BadModel", models.BadModel("sd15 is not on this disk: fetch it.")), ("BadRequest", BadRequest("methods", "Leave this row out.")),
+for name, error in (("BadModel", verified.BadModel("sd15 is not on this disk: fetch it.")), ("BadRequest", BadRequest("methods", "Leave this row out.")),
                     ("Failed", run.Failed("Out of memory at 128 px.")), ("Stopped", run.Stopped()), ("KeyError", KeyError("secret")),
                     ("Lost", run.Lost("The device stopped answering: start the program again."))):
     compare.compare = raising(error)
@@ -107,7 +107,7 @@ for name, error in (("BadModel", models.BadModel("sd15 is not on this disk: fetc
     health.note("model", "")
 compare.compare = whole
 told["look again"] = []
-for error in (KeyError("secret"), models.BadModel("sd15 is not on this disk: fetch it."), run.Lost("gone")):
+for error in (KeyError("secret"), verified.BadModel("sd15 is not on this disk: fetch it."), run.Lost("gone")):
     compare.traced = lambda *args, **told: next(raising(error)())
     look = inside.Inside(first)
     told["look again"].append([*done(look), [view["error"] for view in look.views]])
@@ -133,7 +133,7 @@ def home(tiny_pipe, tiny_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("zero") / "model"
     shutil.copytree(tiny_folder, folder)
     make_student(tiny_pipe, folder)
-    models.write_hashes(folder.parent)
+    verified.write_hashes(folder.parent)
     return folder
 
 

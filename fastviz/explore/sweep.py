@@ -75,7 +75,7 @@ def run(plan, history, owner, on_progress=lambda done, cells, step, steps: None,
 
     on_progress(finished cells, all cells, step, steps): before and after every step. A cell that cannot be run has an
     "error". The sweep is in the history from its start on, so that its cells are safe there.
-    Raises run.Stopped, run.Lost, models.BadModel.
+    Raises run.Stopped, run.Lost, verified.BadModel.
     """
     pipe = models.load(plan.model)
     sweep = begun(plan, history, owner, *described(pipe))

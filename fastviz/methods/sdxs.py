@@ -9,7 +9,7 @@ import copy
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from .. import fitted, models
+from .. import fitted, models, verified
 from ..knobs import switch
 from ..patch import Refused, replaced
 
@@ -72,7 +72,7 @@ def load(pipe):
         raise Refused(sentence)
     try:
         return models.load_beside(path_of(folder))
-    except models.BadModel as error:
+    except verified.BadModel as error:
         raise Refused(f"{error} Or {MAKE}.") from error
 
 

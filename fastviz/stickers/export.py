@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 
 from .. import judge
-from ..models import rewrite_hashes, write_hashes
+from ..verified import rewrite_hashes, write_hashes
 from . import autoencoder, parts, teacher
 from .evaluate import pipeline
 from .loop import checkpoint

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..compare import device_name
 from ..judge import FOLDER as JUDGE
-from ..models import check, knows_bfloat16
+from ..models import knows_bfloat16
+from ..verified import check
 
 WORK = Path("training")  # checkpoints: ignored by git, continued from when present
 SHIPPED = JUDGE.parent  # what is committed: continued from on a machine without a checkpoint

@@ -13,7 +13,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from .. import models
+from .. import models, verified
 from ..request import BadRequest
 from ..store import picture_name
 from ..trace import load as load_trace
@@ -114,7 +114,7 @@ class Inside(Work):
                 frames = estimates(pipe, trace.channels, row.steps, self.stop.is_set)
             trace.save(path)
             found = self.shown(row, trace, frames) | {"figures": figures.of_row(pipe, self.job.request, self.job.request.methods[row.index])}
-        except (Stopped, Lost, models.BadModel, gr.Error):  # the next row would meet the same
+        except (Stopped, Lost, verified.BadModel, gr.Error):  # the next row would meet the same
             raise
         except Exception as error:
             return told | {"error": sentence(error, row.title, self.job.request)}

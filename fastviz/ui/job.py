@@ -12,9 +12,10 @@ from pathlib import Path
 
 import gradio as gr
 
-from ..models import BadModel, load
+from ..models import load
 from ..request import BadRequest
 from ..store import archive, figure, files, query, recipe
+from ..verified import BadModel
 from . import health, worker
 from .board import png, shown, span, waiting, where
 

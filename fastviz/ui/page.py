@@ -5,7 +5,8 @@ from contextlib import ExitStack
 
 import gradio as gr
 
-from ..models import MODELS, prompt_cut, unknown_words
+from ..models import MODELS
+from ..reading import prompt_cut, unknown_words
 from ..request import PROMPT_LENGTH, BadRequest, Request
 from . import draw, worker
 from .api import Api

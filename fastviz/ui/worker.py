@@ -15,7 +15,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from .. import models
+from .. import models, verified
 from ..methods import steps_of
 from ..patch import Refused
 from ..request import BadRequest
@@ -147,7 +147,7 @@ def given_back(error, title, request):
 
     if isinstance(error, Lost):
         raise gr.Error("the GPU stopped answering. Another one is lent to who asks again.", title="ZeroGPU") from error
-    ours = isinstance(error, (BadRequest, models.BadModel, Refused, Failed, Stopped))
+    ours = isinstance(error, (BadRequest, verified.BadModel, Refused, Failed, Stopped))
     return error if ours else Failed(sentence(error, title, request))
 
 

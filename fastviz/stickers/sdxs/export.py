@@ -5,7 +5,7 @@ import shutil
 
 from diffusers import StableDiffusionPipeline
 
-from ... import models
+from ... import verified
 from ...methods.sdxs import ABOUT, path_of
 from ..export import save
 from ..loop import SHIPPED, checkpoint
@@ -41,5 +41,5 @@ def export(folder=SHIPPED):
     shutil.rmtree(target, ignore_errors=True)
     save(pipe, target)
     (target / ABOUT).write_text(json.dumps(told, indent=1) + "\n")
-    models.rewrite_hashes(target)
+    verified.rewrite_hashes(target)
     return stage

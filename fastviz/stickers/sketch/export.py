@@ -3,7 +3,7 @@
 import json
 import shutil
 
-from ... import models
+from ... import verified
 from ...sketch import ABOUT, path_of
 from ..loop import SHIPPED, checkpoint
 from ..sdxs import chain
@@ -33,4 +33,4 @@ def export(folder=SHIPPED):
     shutil.rmtree(target, ignore_errors=True)
     control.save_pretrained(target, max_shard_size="9MB")
     (target / ABOUT).write_text(json.dumps(about(), indent=1) + "\n")
-    models.rewrite_hashes(target)
+    verified.rewrite_hashes(target)
