@@ -55,7 +55,7 @@ class Model:
     most_steps: int = 100
     most_guidance: float = 20.0
     methods: tuple = EVERY
-    rows: str = "full,few_step,attention_reuse,tome"
+    rows: str = "full,few_step,attention_reuse,few_step(match=attention_reuse),tome"
     reference: str = ""
     control: Control | None = None
 
@@ -151,7 +151,7 @@ def add_folder(path):
             side for side in (size // 2, size * 3 // 4, size) if side % 64 == 0} | {size})), 50, 7.5,
         "as told by whoever made it", variant=variant, parameters=millions(parts, variant),
         scheduler="ddim" if scheduler.get("_class_name") in SEVERAL_CALLS else "own", methods=EVERY if deep else ONE_LAYER,
-        rows="full,few_step,attention_reuse,tome")
+        rows="full,few_step,attention_reuse,few_step(match=attention_reuse),tome")
     return key
 
 

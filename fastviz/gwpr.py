@@ -34,7 +34,7 @@ class Held:
         self.uniform = torch.full(q.shape[:3], 1 / q.shape[2], dtype=exact, device=q.device)
         tile = TILE if q.device.type == "cpu" else GPU_TILE
         self.rows = max(1, tile // (4 * q.shape[0] * q.shape[1] * k.shape[2]))
-        self.widest = q.shape[2]  # the most strips that can be told apart
+        self.keys, self.widest = k.shape[2], q.shape[2]  # the most strips that can be told apart
         self.prepare(q, k)
 
     def prepare(self, q, k):
@@ -175,7 +175,7 @@ def rank(graph, rounds, tolerance, strips=1, back=False):
     `tolerance` in every head, at most `rounds`. strips: at most so many, as many as divide N. back: for cross-attention,
     held; the words get the tokens' votes, u = A^T s, and pass them back, s <- A u."""
     s, n = graph.uniform, graph.uniform.shape[2]
-    strips = next(count for count in range(min(strips, graph.widest), 0, -1) if n % count == 0)
+    strips = next(count for count in range(min(strips, graph.widest), 0, -1) if n % count == 0 and (count == 1 or graph.keys % count == 0))
     done = None
     for left in reversed(range(rounds)):
         after = settled(graph.votes(s, strips))

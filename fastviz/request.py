@@ -253,7 +253,8 @@ def fit_model(model, stacks, steps):
     """BadRequest for a row that does nothing on this model, or that takes more steps than it was made for."""
     for method in (method_of(knobs) for stack in stacks for knobs in stack):
         if method.KEY not in model.methods:
-            raise BadRequest("methods", f"{method.TITLE} changes nothing on {model.title}: leave it out.")
+            why = getattr(method, "NEEDS", "")
+            raise BadRequest("methods", f"{method.TITLE} changes nothing on {model.title}{why and f', which has no {why}'}: leave it out.")
     for stack in stacks:
         if not any(getattr(knobs, "match", "") for knobs in stack):
             if (taken := steps_of(stack, steps)) > model.most_steps:

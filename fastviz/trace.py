@@ -7,17 +7,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-SCHEMA = 1  # of the files that `Trace.save` writes: raised when what CHANNELS says changes
+SCHEMA = 2  # of the files that `Trace.save` writes: raised when what CHANNELS says changes
 CHANNELS = {  # channel: (layer, shape, type, what it is); N tokens of a block's grid h x w, of the half that sees the prompt
     "attention.cross": ("attn2", "T h w", "float16", "share of each place's attention that goes to each of the prompt's tokens, mean of the heads; h, w at most 32"),
     "attention.self": ("attn1", "hq wq hk wk", "uint8", "round(255 sqrt(p / max p)) of each query's shares p, mean of the heads; sides at most 16"),
     "estimate": ("", "C H W", "float16", "the picture's latents as the network estimates them at this step"),
     "attention_reuse.age": ("attn1, attn2", "", "int16", "steps since what was used was computed; 0: now"),
-    "attention_reuse.staleness": ("attn1, attn2", "", "float32", "Frobenius norm of what was used less what would be computed, over that of the latter"),
+    "attention_reuse.staleness": ("attn1, attn2", "", "float32", "Frobenius norm of what was used less what would be computed, over that of the latter; of both halves"),
     "attention_reuse.moved": ("attn1, attn2", "h w", "float16", "share of each token's attention, or of its output's norm, that would go elsewhere by now"),
     "tome.labels": ("block", "h w", "int32", "merged token that each token belongs to"),
     "tome.destinations": ("block", "D", "int32", "tokens that others may merge into"),
     "tome.tokens": ("block", "2", "int32", "tokens in, tokens after merging"),
+    "tome.parts": ("block", "3", "bool", "whether self-attention, cross-attention and feed-forward saw merged tokens"),
     "tome.similarity": ("block", "h w", "float16", "cosine of each merged source with its destination; NaN elsewhere"),
     "atedm.kept": ("transformer", "h w", "bool", "whether the token is kept to the last layer"),
     "atedm.source": ("transformer", "h w", "int32", "token that stands for each one, itself where it is kept; -1: none"),

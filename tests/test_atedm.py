@@ -117,7 +117,8 @@ def test_votes_and_similarity_without_the_map_equal_those_of_the_map(monkeypatch
     q, k = (x.to(device) for x in queries_and_keys(*shape, dtype=torch.float32))
     monkeypatch.setattr(gwpr, "TILE", 4 * shape[0] * shape[1] * shape[2] * 7)  # seven rows at a time
     held, graph = gwpr.Held(q, k), gwpr.graph_of(q, k, way, device)
-    assert type(graph) is (gwpr.Fused if way == "fused" and (device == "cpu" or shape[2] % 8 == 0) else gwpr.Tiled)
+    ours = gwpr.Streamed if gwpr.kernels.here(q) else gwpr.Fused if device == "cpu" or shape[2] % 8 == 0 else gwpr.Tiled
+    assert type(graph) is (ours if way == "fused" else gwpr.Tiled)
     s = gwpr.normalised(torch.rand(shape[:3], device=device))
     rows, columns = (torch.stack([torch.randperm(shape[2])[:count] for _ in range(shape[0])]).to(device)
                      for count in (30, 20))
@@ -154,9 +155,21 @@ def test_the_way_of_counting_votes_follows_size_and_device():
         q = torch.empty(1, 2, n, d, device="meta")
         return type(gwpr.graph_of(q, q, way, device))
 
+    cuda = [gwpr.Streamed] * 2 if torch.cuda.is_available() else [gwpr.Fused, gwpr.Tiled]  # with kernels of our own, or torch's
     assert {kind(256, 64, "auto", device) for device in ("cpu", "cuda", "mps")} == {gwpr.Held}
-    assert [kind(4096, 64, "auto", device) for device in ("cpu", "cuda", "mps")] == [gwpr.Tiled, gwpr.Fused, gwpr.Tiled]
-    assert [kind(4095, 64, "fused", device) for device in ("cpu", "cuda", "mps")] == [gwpr.Fused, gwpr.Tiled, gwpr.Tiled]
+    assert [kind(4096, 64, "auto", device) for device in ("cpu", "cuda", "mps")] == [gwpr.Tiled, cuda[0], gwpr.Tiled]
+    assert [kind(4095, 64, "fused", device) for device in ("cpu", "cuda", "mps")] == [gwpr.Fused, cuda[1], gwpr.Tiled]
+
+
+def test_a_sample_of_the_queries_votes_as_the_map_says():
+    q, k = queries_and_keys(1, 2, 64, 8)
+    whole, some = gwpr.Held(q, k), gwpr.graph_of(q[:, :, ::4], k, "tiles", "cpu")
+    expected = gwpr.normalised(whole.map[:, :, ::4].sum(2))
+    torch.testing.assert_close(gwpr.rank(some, 1, 1e-4), expected, rtol=1e-5, atol=0)
+    strips = gwpr.rank(some, 1, 1e-4, 16)
+    assert strips.shape == (1, 2, 64) and strips.sum(-1) == pytest.approx(torch.ones(1, 2)) and not torch.allclose(strips, expected)
+    odd = gwpr.graph_of(q[:, :, ::7], k, "tiles", "cpu")  # 10 queries and 64 keys: two strips divide both
+    assert gwpr.rank(odd, 1, 1e-4, 32).shape == (1, 2, 64)
 
 
 # Which tokens, and what they get
@@ -399,7 +412,7 @@ def test_halves_choose_together_alone_or_by_the_prompt(tiny_pipe):
 
 
 @pytest.mark.parametrize("knobs", (replace(PLAIN, score="cross"), replace(PLAIN, score="cross", recover="nearest"),
-                                   replace(PLAIN, heads="mean")))
+                                   replace(PLAIN, heads="mean"), replace(PLAIN, queries=4), replace(PLAIN, queries=7, recover="nearest")))
 def test_other_ranks_choose_other_tokens(tiny_pipe, knobs):
     (_, usual), (_, other) = hidden(tiny_pipe, PLAIN), hidden(tiny_pipe, knobs)
     assert usual["kept"][0].sum() == other["kept"][0].sum() and not np.array_equal(usual["kept"][0], other["kept"][0])

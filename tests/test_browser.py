@@ -189,7 +189,7 @@ def test_inside_one_slider_moves_all_rows(visit):
     tab = visit()
     tab.prompt.fill("a cat and a pizza on the beach")
     tab.small()
-    tab.methods("few_step", "attention_reuse", "tome")
+    tab.methods("few_step", "attention_reuse", "tome", "atedm")
     tab.page.locator("#run").click()
     assert tab.wait("finished", "failed") == "finished", tab.words
     tab.page.get_by_role("tab", name="Inside").click()
@@ -197,7 +197,7 @@ def test_inside_one_slider_moves_all_rows(visit):
     tab.wait("running")
     assert tab.wait("finished", "failed") == "finished", tab.words
     lenses = tab.page.locator(".lens")
-    assert lenses.count() == 4
+    assert lenses.count() == 5
     tab.page.get_by_label("Block", exact=True).fill("0")
     merged = lenses.filter(has_text="Token merging")
     merged.get_by_text("256 -> 128 tokens").wait_for()
@@ -253,7 +253,7 @@ def look_at_words_and_points(page):
 def records(tab):
     """The records can be taken away and read, and an animation of what is shown joins them."""
     files = tab.page.locator("#files a")
-    files.nth(3).wait_for()
+    files.nth(4).wait_for()
     with tab.page.expect_download() as download:
         files.first.click()
     assert "attention.cross" in trace.load(download.value.path()).channels

@@ -55,7 +55,7 @@ def test_every_row_is_recorded_and_shown(look, finished):
         assert picture(row["estimates"]).size == (128 * row["steps"], 128)
         assert all(picture(strip["picture"]).size == (row["steps"], len(told["blocks"])) for strip in row["strips"].values())
         assert picture(row["work"]).width == len(row["flops"]) == row["steps"]
-        assert list(row["strips"]) == ["computed", *["age", "stale"] * (row["title"] == "Attention reuse")]
+        assert list(row["strips"]) == ["computed", *["age", "stale.self", "stale.cross"] * (row["title"] == "Attention reuse")]
         assert "estimate" in load(look.traces[row["index"]]).channels
     assert look.status()["state"] == "finished"
 

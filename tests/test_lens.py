@@ -194,7 +194,8 @@ def test_activity_is_the_share_that_was_computed(tiny_pipe):
     assert [pruned[i].max() for i, name in enumerate(names) if name.endswith(".0")] == [1] * sum(name.endswith(".0") for name in names)
     assert pruned.min() == 0.5 and all(pruned[i, 3] == 0.5 for i, name in enumerate(names) if name.endswith(".1"))
     assert activity(traced(tiny_pipe, "full")[1], names, 4).min() == 1
-    merged = traced(tiny_pipe, "tome(ratio=0.5,max_downsample=1)")[1]
-    shares = activity(merged, names, 4)
-    assert {shares[i].min() for i, name in enumerate(names) if (0, name) in merged["tome.tokens"]} == {0.5}
+    for parts, share in (("", 0.75), (",merge_cross=true", 0.5), (",merge_self=false,merge_mlp=true", 1)):
+        merged = traced(tiny_pipe, f"tome(ratio=0.5,max_downsample=1{parts})")[1]
+        shares = activity(merged, names, 4)
+        assert {shares[i].min() for i, name in enumerate(names) if (0, name) in merged["tome.tokens"]} == {share}
     assert strip(shares).size == (4, len(names))

@@ -337,7 +337,8 @@ def found(tiny):
     path.parent.mkdir(exist_ok=True)
 
     def write(**told):
-        path.write_text(json.dumps({"schedule": "101100", "weights": fitted.weights(folder)} | told))
+        path.write_text(json.dumps({"schedule": "101100", "weights": fitted.weights(folder),
+                                    "settings": {"scheduler": type(tiny.scheduler).__name__}} | told))
     write()
     yield path, write
     path.unlink(missing_ok=True)
@@ -369,6 +370,12 @@ def test_a_schedule_for_other_weights_is_refused(tiny, found, tmp_path):
     write(weights="0" * 64)
     with pytest.raises(Refused, match="for other weights: make it anew with `python -m fastviz search reuse --model tiny"):
         attention_reuse.gamma_of(Knobs(schedule="phast"), STEPS, tiny)
+
+
+def test_a_schedule_searched_under_another_scheduler_is_refused(tiny, found):
+    request, = asked(1)
+    with pytest.raises(Refused, match="searched under DDIMScheduler, and this row runs under DPMSolverMultistepScheduler"):
+        generate(tiny, request, (few_step.Knobs(steps=STEPS), Knobs(schedule="phast")), STEPS)
 
 
 def test_weights_are_told_apart_by_every_byte(tmp_path):

@@ -37,6 +37,7 @@ SHAPES = {  # name: (side of the grid, channels, heads, width of the text)
 RATIO = 0.5  # tokens merged
 LEAST = 3.0  # seconds
 SHARED = 2  # blocks that share a match, at least
+DEPTHS = (2, 10)  # layers of a transformer: of stickers and of SDXL at 1024 and 2048 px
 KERNELS = ("merge, unmerge", "rank", "reuse map")  # parts with kernels of ours
 MERGED = ("merged attention", "merged attention, match shared", "tomesd merged attention")
 
@@ -94,12 +95,12 @@ def parts(side, channels, heads, text, device, dtype):
 
     words = torch.randn(2, WORDS, text, generator=torch.Generator().manual_seed(2)).to(device, dtype)
 
-    def materialised():
+    def materialised(module, *args, **kwargs):
         with sdpa_kernel(SDPBackend.MATH):
-            return block.attn1(x)
+            return module(*args, **kwargs)
 
     made = {
-        "attention, fused": lambda: block.attn1(x), "attention, materialised": materialised,
+        "attention, fused": lambda: block.attn1(x), "attention, materialised": partial(materialised, block.attn1, x),
         "attention of merged": lambda: block.attn1(merged), "match": our_match,
         "merge, unmerge": lambda: tome.unmerge(tome.merge(x, members, starts), flat),
         "tomesd match": their_match, "tomesd merge, unmerge": lambda: their_unmerge(their_merge(x)),
@@ -109,6 +110,8 @@ def parts(side, channels, heads, text, device, dtype):
         "rank": rank, "find copies": lambda: gwpr.partners(graph, pruned, kept),
         "leave out, copy": lambda: (x[atedm.at(kept, x)], atedm.filled("copy", x, kept, slot, left)),
         "layer of all": lambda: block(x, encoder_hidden_states=words), "layer of kept": lambda: block(left, encoder_hidden_states=words),
+        "layer of all, materialised": partial(materialised, block, x, encoder_hidden_states=words),
+        "layer of kept, materialised": partial(materialised, block, left, encoder_hidden_states=words),
         "make map": lambda: attention_reuse.attention_map(block.attn1, x),
         "reuse map": lambda: attention_reuse.apply_map(block.attn1, kept_map, x),
     }
@@ -165,6 +168,12 @@ def ratios(told):
     fused, made = told["attention, fused"], told["attention, materialised"]
     shared = told["merged attention, match shared"] + told["match"] / SHARED
     ranked, layers = told["rank"] + told["find copies"], (told["layer of all"], told["layer of kept"] + told["leave out, copy"])
+
+    def pruned(count, kind=""):
+        """A transformer of `count` layers whose later ones see the kept tokens, ranked as often as by default, over one of all."""
+        whole, later = told[f"layer of all{kind}"], told[f"layer of kept{kind}"]
+        return (whole + (count - 1) * later + told["leave out, copy"] + ranked / atedm.Knobs().every) / (count * whole)
+
     return {"match, merge, unmerge / tomesd's": ours / theirs,
             "merged attention / tomesd's": told["merged attention"] / told["tomesd merged attention"],
             "the same, match shared / tomesd's": shared / told["tomesd merged attention"],
@@ -172,7 +181,9 @@ def ratios(told):
             "merged / materialised": (ours + told["attention of merged"]) / made,
             "merged, match shared / fused": shared / fused,
             "rank, find copies / fused": ranked / fused, "rank, find copies / materialised": ranked / made,
-            "later layer, pruned / all": layers[1] / layers[0], "reuse map / fused": told["reuse map"] / fused,
+            "later layer, pruned / all": layers[1] / layers[0],
+            **{f"{count} layers, pruned / all{kind}": pruned(count, kind) for count in DEPTHS for kind in ("", ", materialised")},
+            "reuse map / fused": told["reuse map"] / fused,
             "reuse map / materialised": told["reuse map"] / made} | {
                 f"{name} / by torch": told[name] / told[f"{name}, by torch"] for name in KERNELS if f"{name}, by torch" in told}
 
@@ -181,7 +192,7 @@ def saved(flops):
     """Shares of the FLOPs that are left: of merged over full attention, of a pruned over a full layer, of a reused map."""
     whole = flops["attention, fused"]
     return {"merged": (flops["attention of merged"] + flops["match"]) / whole, "later layer, pruned": flops["layer of kept"] / flops["layer of all"],
-            "rank": flops["rank"] / whole, "reuse map": flops["reuse map"] / whole}
+            "rank, find copies": (flops["rank"] + flops.get("find copies", 0)) / whole, "reuse map": flops["reuse map"] / whole}
 
 
 def table(rows):

@@ -11,6 +11,7 @@ import argparse
 import json
 import shutil
 import time
+from pathlib import Path
 from statistics import median
 
 from ..request import Request
@@ -79,6 +80,9 @@ MOMENTS = {  # what is chosen in a look inside: the element, and what is done to
     "word": (".chips", """e => {
         const words = [...e.querySelectorAll(".chip")].slice(1);
         words[(words.findIndex(each => each.ariaPressed === "true") + 1) % words.length].click() }"""),
+    "point": (".lens > canvas", """e => {
+        const box = e.getBoundingClientRect(), at = (part, side) => side + box[part] * (0.2 + 0.6 * Math.random());
+        e.dispatchEvent(new MouseEvent("click", { clientX: at("width", box.left), clientY: at("height", box.top) })) }"""),
 }
 PAINTED = """async ([where, act]) => {
     const drawn = () => [...document.querySelectorAll('.lens canvas')].map(each => each.toDataURL()).join();
@@ -135,6 +139,7 @@ def main(argv=None):
 
     parser = argparse.ArgumentParser(prog="python -m fastviz bench paint", description=__doc__.splitlines()[0])
     parser.add_argument("--visits", type=int, default=7, help="counted visits to each page")
+    parser.add_argument("--out", help="file that the JSON is written to as well")
     args = parser.parse_args(argv)
     pages, pen, moments = measure(args.visits, Request("a cat and a pizza on the beach"))
     for name, told in pages.items():
@@ -145,8 +150,10 @@ def main(argv=None):
         print(f"a picture follows the pen after {median(pen):.2f} s ({min(pen):.2f}-{max(pen):.2f})")
     for name, seconds in moments.items():
         print(f"another {name} is shown inside after {median(seconds):.3f} s ({min(seconds):.3f}-{max(seconds):.3f})")
-    told = {"pages": pages, "later": later, "pen": pen, "moments": moments}
-    print(json.dumps({"bench": "paint", "environment": environment(), **told}))
+    told = {"bench": "paint", "environment": environment(), "pages": pages, "later": later, "pen": pen, "moments": moments}
+    if args.out:
+        Path(args.out).write_text(json.dumps(told, indent=1) + "\n")
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 G-WPR (Wang et al., arXiv 2405.05252) is a limit: tokens vote for tokens until nothing changes. Each way to count ends
 earlier. On the self-attention of pictures that AT-EDM draws: how far its ranks are from the limit (sum of the absolute
-differences of ranks that sum to 1, in the mean over heads), and which share of the tokens that the limit keeps it keeps too.
+differences of ranks that sum to 1, in the mean over heads), and which share of the tokens that the limit keeps it keeps too. Of
+the limit itself: how far another round would move it, in the worst head.
 A round counts every query's votes, which takes about half an attention; a sample counts some of them.
 """
 
@@ -24,12 +25,13 @@ from ..search.session import Bar
 
 SEED = 80_000  # of the first prompt's noise
 LIMIT = dict(rounds=400, tolerance=1e-7, strips=32)
-ARMS = {  # name -> how it counts
-    **{f"plain, {rounds} round{'s' * (rounds > 1)}": dict(rounds=rounds, tolerance=0.0) for rounds in (1, 2, 4, 8)},
-    **{f"plain, change below {tolerance:g}, 50 rounds at most": dict(rounds=50, tolerance=tolerance) for tolerance in (1e-2, 1e-3, 1e-4)},
-    **{f"by 32 strips, {rounds} round{'s' * (rounds > 1)}": dict(rounds=rounds, tolerance=0.0, strips=32) for rounds in (1, 2, 4)},
-    "plain, 1 round of every 4th query": dict(rounds=1, tolerance=0.0, nth=4),
-    "by 32 strips, 1 round of every 4th query": dict(rounds=1, tolerance=0.0, strips=32, nth=4),
+SOME = 4  # every so manyth query, where a sample is asked
+ARMS = {  # name -> (1 or SOME, how it counts)
+    **{f"plain, {rounds} round{'s' * (rounds > 1)}": (1, dict(rounds=rounds, tolerance=0.0)) for rounds in (1, 2, 4, 8)},
+    **{f"plain, change below {tolerance:g}, 50 rounds at most": (1, dict(rounds=50, tolerance=tolerance)) for tolerance in (1e-2, 1e-3, 1e-4)},
+    **{f"by 32 strips, {rounds} round{'s' * (rounds > 1)}": (1, dict(rounds=rounds, tolerance=0.0, strips=32)) for rounds in (1, 2, 4)},
+    f"plain, 1 round of every {SOME}th query": (SOME, dict(rounds=1, tolerance=0.0)),
+    f"by 32 strips, 1 round of every {SOME}th query": (SOME, dict(rounds=1, tolerance=0.0, strips=32)),
 }
 PAPER, OURS = "plain, change below 0.0001, 50 rounds at most", "by 32 strips, 1 round"
 
@@ -59,14 +61,6 @@ def graphs(pipe, request):
     return found
 
 
-def counted(graph, rounds, tolerance, strips=1, nth=1):
-    """Ranks (1, H, N) of one way to count."""
-    if nth == 1:
-        return gwpr.rank(graph, rounds, tolerance, strips)
-    some = graph.map[:, :, ::nth]
-    return gwpr.normalised(gwpr.settled(some.unflatten(2, (min(strips, some.shape[2]), -1)).sum(3)))
-
-
 def importance(scores):
     """The ranks of the heads of both halves as one (1, N), as the method's default makes it."""
     halves = scores.unflatten(1, (2, -1)).flatten(0, 1)
@@ -75,23 +69,24 @@ def importance(scores):
 
 def measured(q, k):
     """One attention: {arm: {"rounds", "distance", "agreement"}}, as told above."""
-    graph, keep = Counted(q, k), max(1, round(q.shape[2] * (1 - atedm.Knobs().ratio)))
-    limit = counted(graph, **LIMIT)
+    graphs = {nth: Counted(q[:, :, ::nth], k) for nth in (1, SOME)}
+    keep, limit = max(1, round(q.shape[2] * (1 - atedm.Knobs().ratio))), gwpr.rank(graphs[1], **LIMIT)
     wanted, found = set(atedm.chosen(importance(limit), keep)[0][0].tolist()), {}
-    for name, way in ARMS.items():
-        graph.rounds = 0
-        scores = counted(graph, **way)
+    for name, (nth, way) in ARMS.items():
+        graphs[nth].rounds = 0
+        scores = gwpr.rank(graphs[nth], **way)
         kept = set(atedm.chosen(importance(scores), keep)[0][0].tolist())
-        found[name] = {"rounds": graph.rounds or 1 / way["nth"], "distance": (scores - limit).abs().sum(-1).mean().item(),
+        found[name] = {"rounds": graphs[nth].rounds / nth, "distance": (scores - limit).abs().sum(-1).mean().item(),
                        "agreement": len(kept & wanted) / keep}
-    return found
+    after = gwpr.normalised(graphs[1].votes(limit).sum(2))
+    return found | {"limit": {"rounds": LIMIT["rounds"], "distance": (after - limit).abs().sum(-1).max().item(), "agreement": 1.0}}
 
 
 def summary(told):
     """{tokens: {arm: means over all attentions with so many tokens; of agreement the least as well}} of [(tokens, measured)]."""
     return {tokens: {name: {"rounds": mean(each[name]["rounds"] for each in some), "distance": mean(each[name]["distance"] for each in some),
                             "agreement": mean(each[name]["agreement"] for each in some),
-                            "least": min(each[name]["agreement"] for each in some)} for name in ARMS}
+                            "least": min(each[name]["agreement"] for each in some)} for name in (*ARMS, "limit")}
             for tokens in sorted({tokens for tokens, _ in told}, reverse=True)
             for some in [[each for count, each in told if count == tokens]]}
 

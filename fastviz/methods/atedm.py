@@ -25,6 +25,7 @@ SAYS = "Leaves out the tokens that attention hardly looks at, and copies the mos
 PAPER = ("Wang et al., Attention-Driven Training-Free Efficiency Enhancement of Diffusion Models",
          "https://arxiv.org/abs/2405.05252")
 ROLE = "patch"
+NEEDS = "transformer of two layers or more"
 
 OF = 50  # steps that tau is told for
 ROUNDS = 50  # of votes, the paper's; the small map of a cross-attention allows them
@@ -56,18 +57,21 @@ class Knobs:
                         tinker=True)
     guidance: str = choice("shared", {"shared": "Both, by their mean", "prompt": "The half with the prompt, for both",
                                       "apart": "Each half for itself"},
-                           "Which half of the guided pair chooses. The half with the prompt alone is half the work.",
+                           "Which half of the guided pair chooses, which the paper does not tell: both is our choice. The half with the "
+                           "prompt alone is half the work.",
                            tinker=True)
     every: int = number(5, 1, 100, "Chooses anew every so many steps; 1 is the paper's. More saves the time that "
                         "choosing takes, and the choice ages.", tinker=True)
     map: str = choice("auto", {"auto": "By size and device", "held": "Held in memory", "tiles": "Made in tiles",
                                "fused": "Never made, by a fused kernel"},
-                      "How votes are counted. All give the same rank; fused makes tiles where no kernel fits.",
+                      "How votes are counted. As many rounds give the same rank in all; fused makes tiles where no kernel fits.",
                       tinker=True)
     rounds: int = number(0, 0, 50, "Rounds of votes, at most. More is closer to the limit; 50 is the paper's, 0 is 4 "
-                         "where the map is held and 1 where a round costs about an attention.", tinker=True)
-    strips: int = number(32, 1, 64, "Runs of tokens whose weight each round settles exactly. More needs fewer rounds; "
-                         "1 is the paper's plain round.", tinker=True)
+                         "where the map is held (50 of cross-attention) and 1 where a round costs about an attention.", tinker=True)
+    strips: int = number(32, 1, 64, "Runs of tokens whose weight each round of self-attention settles exactly. More "
+                         "needs fewer rounds; 1 is the paper's plain round.", tinker=True)
+    queries: int = number(1, 1, 16, "Counts only the votes of every n-th token of self-attention, in one round. More is faster, unless "
+                          "values are copied: what is most alike is asked of every token.", tinker=True)
     tolerance: float = number(1e-4, 0.0, 0.1, "Change of the ranks below which no further round is made. More is "
                               "faster and less settled.", step=0.0001, tinker=True)
 
@@ -233,16 +237,18 @@ class Pruning:
         stands for another. b is 1 where both halves share a choice."""
         how = "copy" if self.knobs.recover == "previous" and self.previous is None else self.knobs.recover
         cross, copies = self.knobs.score == "cross", how in ("copy", "update")
-        own = self.graph(i, "attn1") if copies or not cross else None
-        importance = self.rank(self.graph(i, "attn2", text) if cross else own, self.blocks[i].attn1.heads)
+        nth = 1 if cross else self.knobs.queries
+        own = self.graph(i, "attn1") if copies or not cross and nth == 1 else None
+        voting = self.graph(i, "attn2", text) if cross else own if nth == 1 else self.graph(i, "attn1", nth=nth)
+        importance = self.rank(voting, self.blocks[i].attn1.heads)
         self.noted.clear()
         kept, pruned = chosen(importance, self.left[i])
         if self.kept is None:
             self.importance = importance
         return kept, self.stand_ins(how, own, pruned, kept)
 
-    def graph(self, i, part, text=None):
-        """Layer i's self- or cross-attention, "attn1" or "attn2", with heads (b, H or 2 H)."""
+    def graph(self, i, part, text=None, nth=1):
+        """Layer i's self- or cross-attention, "attn1" or "attn2", with heads (b, H or 2 H); of every nth query."""
         from .. import gwpr
 
         attn, x = getattr(self.blocks[i], part), self.noted[part]
@@ -253,7 +259,7 @@ class Pruning:
             q, k = q.flatten(0, 1)[None], k.flatten(0, 1)[None]
         if self.knobs.guidance == "prompt":
             q, k = q[-1:], k[-1:]
-        return gwpr.graph_of(q, k, self.knobs.map if text is None else "held", self.context.device)
+        return gwpr.graph_of(q[:, :, ::nth], k, self.knobs.map if text is None else "held", self.context.device)
 
     def projected(self, key, project, x):
         """What the attention itself made of x, unless it made nothing or was given merged tokens."""
@@ -266,6 +272,8 @@ class Pruning:
 
         knobs, cross = self.knobs, self.knobs.score == "cross"
         rounds, strips = knobs.rounds or (ROUNDS if cross else graph.rounds), 1 if cross else knobs.strips
+        if knobs.queries > 1 and not cross:
+            rounds = 1  # a second would ask for the weight of tokens that were not asked
         halves = gwpr.rank(graph, rounds, knobs.tolerance, strips, back=cross).unflatten(1, (-1, heads))
         return gwpr.aggregate(halves.flatten(0, 1), knobs.heads).unflatten(0, halves.shape[:2]).mean(1)
 

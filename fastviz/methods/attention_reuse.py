@@ -38,7 +38,8 @@ class Knobs:
     maps: str = choice("both", {"self": "Self-attention", "cross": "Cross-attention", "both": "Both"},
                        "Which attentions reuse. Self-attention saves most, and takes most memory.")
     keep: str = choice("map", {"map": "Map (the paper)", "output": "Output (pyramid attention broadcast)"},
-                       "What is kept. A map is applied to new values; a kept output skips the attention as a whole.")
+                       "What is kept. A map is applied to the picture's new values (those of the words stay the same); a kept output "
+                       "skips the attention as a whole.")
     schedule: str = text("", "Which steps reuse, if not the last ones: phast takes the schedule that `python -m fastviz "
                          "search reuse` found for this share (our reconstruction of the paper's PHAST); or one digit a "
                          "step, 1 computes, 0 reuses, such as 1110100 for 7 steps.", tinker=True)
@@ -70,7 +71,7 @@ def gamma_of(knobs, steps, pipe=None):
     if not knobs.schedule or (knobs.schedule == SEARCHED and all(late)):
         return late
     if knobs.schedule == SEARCHED:
-        return searched(fitted.folder(pipe), steps, late.count(0), knobs.maps, knobs.keep)
+        return searched(fitted.folder(pipe), steps, late.count(0), knobs.maps, knobs.keep, type(pipe.scheduler).__name__)
     if len(knobs.schedule) != steps:
         raise Refused(f"The schedule has {len(knobs.schedule)} digits and the run {steps} steps: "
                       "write one digit for each step.")
@@ -82,9 +83,9 @@ def schedule_file(folder, steps, k, maps, keep):
     return folder.parent / "reuse" / f"{steps}-{k}-{maps}-{keep}.json"
 
 
-def searched(folder, steps, k, maps, keep):
-    """The schedule that a search found for the weights in `folder`. Refused, with the command that makes one, when there
-    is none or it was searched for other weights."""
+def searched(folder, steps, k, maps, keep, scheduler):
+    """The schedule that a search found for the weights in `folder` under the scheduler of that name. Refused, with the command
+    that makes one, when there is none or it was searched for other weights or another scheduler."""
     if folder is None:
         raise Refused("Searched schedules lie beside a model's files, and this model has none: write one as ones and "
                       "zeros.")
@@ -97,7 +98,7 @@ def searched(folder, steps, k, maps, keep):
     try:
         told = json.loads(path.read_text())
         schedule, weights = told["schedule"], told["weights"]
-        gamma = tuple(map(int, schedule))
+        gamma, own = tuple(map(int, schedule)), told["settings"]["scheduler"]
     except (ValueError, KeyError, TypeError):
         gamma, weights = (), None
     if len(gamma) != steps or gamma[0] != 1 or set(gamma) - {0, 1} or gamma.count(0) != k:
@@ -105,6 +106,8 @@ def searched(folder, steps, k, maps, keep):
                       f"{command}.")
     if weights != fitted.weights(folder):
         raise Refused(f"{name} was searched for other weights: make it anew with {command}.")
+    if own != scheduler:
+        raise Refused(f"{name} was searched under {own}, and this row runs under {scheduler}: write a schedule as ones and zeros.")
     return gamma
 
 

@@ -259,6 +259,8 @@ class RecordedMerging(Merging):
         add("tome.labels", step, self.name, match.slot[-1].view(match.size).int())
         add("tome.destinations", step, self.name, match.dst.int())
         add("tome.tokens", step, self.name, np.array([x.shape[1], x.shape[1] - match.merged], np.int32))
+        knobs = match.knobs
+        add("tome.parts", step, self.name, np.array([knobs.merge_self, knobs.merge_cross, knobs.merge_mlp]))
         add("tome.similarity", step, self.name, cosines(match).view(match.size).half())
 
 

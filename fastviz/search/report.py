@@ -18,6 +18,7 @@ def arguments():
     parser = argparse.ArgumentParser(prog="python -m fastviz search report", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="stickers", choices=models.MODELS)
     parser.add_argument("--figure", help="PNG to draw")
+    parser.add_argument("--out", help="file that the JSON is written to as well")
     return parser
 
 
@@ -51,5 +52,8 @@ def main(argv=None):
     print("\n\n".join(map(judgement, results)), end="\n\n")
     if args.figure:
         Path(args.figure).write_bytes(views.png(views.reused(told)))
-    print(json.dumps({"command": "search report", "model": args.model, "found": told}, allow_nan=False))
+    answer = {"command": "search report", "model": args.model, "weights": results[0]["weights"], "found": told}
+    if args.out:
+        Path(args.out).write_text(json.dumps(answer, indent=1, allow_nan=False) + "\n")
+    print(json.dumps(answer, allow_nan=False))
     return 0

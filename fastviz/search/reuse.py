@@ -23,7 +23,7 @@ from .sampler import Sampler
 
 NUMBERS = {  # option -> (default, lowest, highest, what it is)
     "prompts": (8, 1, 1000, "prompts to search on"),
-    "held-out": (16, 2, 1000, "other prompts, on which the result is judged"),
+    "held-out": (64, 2, 1000, "other prompts, on which the result is judged"),
     "batch": (4, 1, 1000, "prompts per call of the network; a move that is no better on the first ones is given up"),
     "rejects": (30, 1, 10_000, "moves in a row that are no better before a climb ends"),
     "restarts": (2, 0, 10_000, "climbs after the first, from a perturbed schedule"),

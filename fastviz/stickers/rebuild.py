@@ -15,7 +15,7 @@ STEPS = {  # name -> commands, each resumable; the longest come last
     "behaviour": [["fastviz.stickers", "behaviour"]],
     "reuse": [["fastviz", "search", "reuse", "--steps", str(steps), "--reuse", str(round(share * steps)), "--held-out", "64"]
               for steps in (20, 50) for share in (0.25, 0.5, 0.75)] + [
-                  ["fastviz", "search", "report", "--figure", "assets/bench/reuse.png"],
+                  ["fastviz", "search", "report", "--figure", "assets/bench/reuse.png", "--out", "assets/bench/reuse.json"],
                   ["fastviz", "search", "one-reuse", "--out", "assets/bench/one-reuse.json"]],
 }
 

@@ -152,21 +152,26 @@ class Inside(Work):
 
     def overlay(self, wanted):
         """The overlays that the page asks for, as plain values: {"key", "rows": {index: {kind: {"sheet", "legend", "sentence",
-        "captions"}}}}. wanted: {"key", "block", "show": "skipped", a word's token or a point [y, x], "kinds": {index: one of the
+        "captions"}}}}. wanted: {"key", "block", "show": "skipped", a word's token or a point [y, x], "base": what lies below in an animation, "kinds": {index: one of the
         row's kinds or, for a word or a point, of its looks}}. Of kinds there is the chosen one, or none where a row skipped
         nothing; of looks there are all, to be seen side by side. BadRequest for anything else."""
         rows = {str(row.index): {kind: told_frames(frames) for kind, frames in found.items()} for row, _, found, _ in self.drawn(wanted)}
         return {"key": wanted["key"], "rows": rows}
 
     def animations(self, wanted):
-        """The same overlays as animated pictures in the temp folder, over the estimates of their steps: their paths."""
+        """The same overlays as animated pictures in the temp folder, over what the page draws them on ("base": the finished
+        picture, else the estimates of their steps): their paths, which tell what is shown."""
         from .. import views
 
-        found = []
+        found, blocks = [], [name for name, _ in self.blocks]
         for row, view, frames, kind in self.drawn(wanted):
             if frames:
-                found.append(self.traces[row.index].with_suffix(".webp"))
-                views.animation(cut(view["estimates"], row.steps), frames[kind].images, found[-1])
+                show = wanted["show"]
+                what = "point" if isinstance(show, list) else show if show == SKIPPED else dict(self.words)[show]
+                name = f"{self.traces[row.index].stem}-{what}-{kind}-block-{blocks.index(wanted['block']) + 1}.webp"
+                found.append(self.folder / re.sub(r"[^\w.-]", "_", name))
+                base = [row.image] if wanted.get("base") == "picture" else cut(view["estimates"], row.steps)
+                views.animation(base, frames[kind].images, found[-1])
         return found
 
     def files(self):

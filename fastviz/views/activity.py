@@ -4,29 +4,29 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-REUSED = {  # key: (channel of attention reuse, label, what the brightest says)
-    "age": ("attention_reuse.age", "How old reused attention is", "brightest: {:.0f} steps old"),
-    "stale": ("attention_reuse.staleness", "How far reused attention is out of date", "brightest: off by {:.0%} of itself"),
+PARTS = ("attn1", "attn2")
+REUSED = {  # key: (channel of attention reuse, its parts, label, what the brightest says)
+    "age": ("attention_reuse.age", PARTS, "How old reused attention is", "brightest: {:.0f} steps old"),
+    "stale.self": ("attention_reuse.staleness", PARTS[:1], "How far reused attention to the picture is out of date", "brightest: off by {:.0%} of itself"),
+    "stale.cross": ("attention_reuse.staleness", PARTS[1:], "How far reused attention to the words is out of date", "brightest: off by {:.0%} of itself"),
 }
 NONE, FULL = np.array([0xE6, 0x9F, 0x00]), np.array([0x9A, 0xA5, 0xB1])  # orange: all was saved; grey: nothing was
 
 
 def activity(channels, blocks, steps):
-    """(blocks, steps) float in 0..1: the share of the tokens that a block's attention saw, times the share of its maps
-    that were computed. 1 where no method recorded anything. A transformer's first block sees the tokens that are pruned
-    after it; where they are pruned in several places, the blocks between count as the last."""
+    """(blocks, steps) float in 0..1: the share of the tokens for which attention was computed, mean of a block's two
+    attentions; none where an attention was used again. 1 where no method recorded anything. A transformer's first block sees
+    the tokens that are pruned after it; where they are pruned in several places, the blocks between count as the last."""
     found = np.ones((len(blocks), steps))
+    ages, merged, parts = (channels.get(name, {}) for name in ("attention_reuse.age", "tome.tokens", "tome.parts"))
     for i, block in enumerate(blocks):
         transformer, _, layer = block.rpartition(".transformer_blocks.")
-        names = [("tome.tokens", block)] + [("atedm.tokens", transformer)] * (layer != "0")
+        pruned = channels.get("atedm.tokens", {}) if layer != "0" else {}
         for step in range(steps):
-            for channel, name in names:
-                before, after = channels.get(channel, {}).get((step, name), (1, 1))
-                found[i, step] *= after / before
-    ages = channels.get("attention_reuse.age", {})
-    for i, block in enumerate(blocks):
-        for step in range(steps):
-            found[i, step] *= np.mean([ages.get((step, f"{block}.{part}"), 0) == 0 for part in ("attn1", "attn2")])
+            kept, left = (after / before for before, after in (pruned.get((step, transformer), (1, 1)), merged.get((step, block), (1, 1))))
+            seen = [left if merges else 1.0 for merges in parts.get((step, block), (False, False))[:2]]
+            now = [ages.get((step, f"{block}.{part}"), 0) == 0 for part in PARTS]
+            found[i, step] = kept * np.mean(np.multiply(seen, now))
     return found
 
 
@@ -39,10 +39,10 @@ def strip(shares):
 def strips(channels, blocks, steps):
     """{key: (label, PIL picture like `strip`, what its colours say)}: what was computed and, where attention was used again, how
     old that was and how far it was out of date; grey where nothing was."""
-    found = {"computed": ("How much attention was computed", strip(activity(channels, blocks, steps)),
-                          "grey where all attention was computed; the more orange, the less of it")}
-    for key, (channel, label, brightest) in REUSED.items():
-        values = reused(channels, channel, blocks, steps)
+    found = {"computed": ("For how many tokens attention was computed", strip(activity(channels, blocks, steps)),
+                          "grey where attention was computed for all tokens; the more orange, the fewer")}
+    for key, (channel, parts, label, brightest) in REUSED.items():
+        values = reused(channels, channel, blocks, steps, parts)
         if np.isfinite(values).any():
             highest = np.nanmax(values)
             colours = 255 * colormaps["cividis"](0.15 + 0.85 * np.nan_to_num(values) / highest)[..., :3]
@@ -51,13 +51,13 @@ def strips(channels, blocks, steps):
     return found
 
 
-def reused(channels, channel, blocks, steps):
-    """(blocks, steps): what attention reuse recorded of a block's attentions where they used again, mean of them; NaN elsewhere."""
+def reused(channels, channel, blocks, steps, parts):
+    """(blocks, steps): what attention reuse recorded of `parts` of a block where they used again, mean of them; NaN elsewhere."""
     found = np.full((len(blocks), steps), np.nan)
     ages, values = channels.get("attention_reuse.age", {}), channels.get(channel, {})
     for i, block in enumerate(blocks):
         for step in range(steps):
-            places = [(step, f"{block}.{part}") for part in ("attn1", "attn2")]
+            places = [(step, f"{block}.{part}") for part in parts]
             told = [float(values[place]) for place in places if place in values and ages.get(place, 0) > 0]
             if told:
                 found[i, step] = np.mean(told)

@@ -150,14 +150,16 @@ def point(channels, layer, steps, place, look="now"):
     found = p.recorded(channels, "attention_reuse.age", layer, ".attn1")
     size = next(iter(maps.values())).shape[:2] if maps else (1, 1)
     at = cell(place, size)
-    cells = {step: each[at] for step, each in maps.items()}
-    values = looked(cells, found, steps, look)
-    drawn, kin = painted(p.stacked(values), 255, look), related(channels, layer, place)
+    cells = {step: decoded(each[at]) for step, each in maps.items()}
+    most, values = max((each.max() for each in cells.values()), default=1.0), looked(cells, found, steps, look)
+    if look != "change":  # a change is drawn by its root as it is
+        values, most = {step: np.sqrt(each) for step, each in values.items()}, most ** 0.5
+    drawn, kin = painted(p.stacked(values), most, look), related(channels, layer, place)
     for picture, step in zip(drawn, values):
         for token, grid in kin.get(step, ()):
             ring(picture, token, grid)
     frame(drawn, at, size)
-    legend = told_change() if look == "change" else p.scale("hardly looked at", "a quarter of the most", "looked at most")
+    legend = told_change() if look == "change" else p.scale("hardly looked at", "a quarter of the most", "looked at most, at any step")
     legend += [("#ffffff", "frame: the place that looks")] + [(RELATED, "thin frames: merged with it, or what it was filled in from")] * bool(kin)
     sentence = ("From the framed place, coloured squares (tokens) are looked at too much or too little, because its attention "
                 "is out of date." if look == "change" else
@@ -165,6 +167,12 @@ def point(channels, layer, steps, place, look="now"):
     shown = spread(drawn, values, cells, steps, legend, sentence, dict.fromkeys(cells, "attention"), found, look)
     fates = fate(channels, layer, steps, place)
     return replace(shown, captions=["; ".join(filter(None, pair)) for pair in zip(shown.captions, fates)])
+
+
+def decoded(map):
+    """Shares (h, w) that sum to 1 from a record of "attention.self", see trace.CHANNELS: its own largest share is left out."""
+    shares = (map.astype(np.float32) / 255) ** 2
+    return shares / shares.sum()
 
 
 def related(channels, layer, place):
@@ -175,7 +183,8 @@ def related(channels, layer, place):
         same = [tuple(map(int, each)) for each in np.argwhere(labels == labels[own])]
         found.setdefault(step, []).extend((each, labels.shape) for each in same if each != own)
     for step, source in p.recorded(channels, "atedm.source", layer).items():
-        if (stands := int(source[cell(place, source.shape)])) >= 0:
+        own, stands = cell(place, source.shape), int(source[cell(place, source.shape)])
+        if stands >= 0 and divmod(stands, source.shape[1]) != own:
             found.setdefault(step, []).append((divmod(stands, source.shape[1]), source.shape))
     return {step: each for step, each in found.items() if each}
 

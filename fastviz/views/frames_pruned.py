@@ -27,12 +27,12 @@ def kept(channels, layer, steps, picture):
 
 
 def importance(channels, layer, steps, picture):
-    """How much attention each token got, on a fixed scale."""
+    """How each token ranked, on a fixed scale."""
     cells = p.recorded(channels, "atedm.importance", layer)
     values = np.maximum(p.stacked(cells).astype(np.float32), 1e-3)
     drawn = p.enlarged(p.heat((np.log2(values) + 2) / 4))
     legend = p.scale("a quarter of the average or less", "average", "4 times the average or more")
-    sentence = "Bright squares (tokens) get the most attention, and the darkest ones are left out."
+    sentence = "Bright squares (tokens) rank highest, and the darkest ones are left out."
     return p.framed(drawn, cells, steps, legend, sentence, captions(channels, layer))
 
 
@@ -42,16 +42,16 @@ def copies(found):
 
 
 def source(channels, layer, steps, picture):
-    """Each left out token in the mean colour of the one whose value it gets; dimmed where it gets none."""
+    """Each left out token in the mean colour of the one that it is filled in from; dimmed where there is none."""
     cells = p.recorded(channels, "atedm.source", layer)
     found = p.stacked(cells).astype(np.int64)
     copied, alone = copies(found), found < 0
     colours = means(picture, found.shape[1:]).reshape(-1, 3)[np.maximum(found, 0)]
     canvas = p.squares(np.where(copied, p.packed(p.opaque(colours)), np.where(alone, p.packed(DARK), 0)))
     p.lines(canvas, found, copied, p.packed(p.opaque(p.contrast(colours, 0.2))))
-    legend = [("#808080", "flat colour: left out, in the mean colour of the square whose value it gets"),
+    legend = [("#808080", "flat colour: left out, in the mean colour of the square that it is filled in from"),
               ("#ffffff", "picture: worked on to the end")]
-    legend += [("#4d4d4d", "darkened: left out, and gets no other square's value")] if alone.any() else []
-    sentence = ("Each square (token) that was left out gets the value of one that was kept, and is painted here in that "
+    legend += [("#4d4d4d", "darkened: left out, and filled in from no other square")] if alone.any() else []
+    sentence = ("Each square (token) that was left out is filled in from one that was kept, and is painted here in that "
                 "one's colour.")
     return p.framed(p.pictures(canvas), cells, steps, legend, sentence, captions(channels, layer))

@@ -48,7 +48,7 @@ def heat(axes, values, layers, theme, title, **told):
     axes.tick_params(colors=theme.faint, length=0)
     axes.tick_params(axis="x", labelsize=8)
     ticks = np.unique(np.linspace(0, values.shape[1] - 1, 6).astype(int))
-    axes.set_xticks(ticks + 0.5, ticks)
+    axes.set_xticks(ticks + 0.5, ticks + 1)
     axes.set_title(title, loc="left", color=theme.ink, fontsize=9, parse_math=False)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -77,7 +77,7 @@ def schedules(runs, dark=False):
         share = np.mean([age == 0 for age in run[AGE].values()])
         title = title[:1].upper() + title[1:]
         ages = heat(left, matrix(run[AGE], layers, steps), layers, theme,
-                    f"{title}: {share:.0%} of the maps are computed",
+                    f"{title}: {share:.0%} of the attention is computed",
                     cmap=age_colours(oldest, theme), norm=BoundaryNorm(np.arange(oldest + 2) - 0.5, oldest + 1))
         stale = heat(right, matrix(run[STALE], layers, steps), layers, theme, f"{title}: how stale what was reused is",
                      cmap="viridis", vmin=0, vmax=stalest)
@@ -85,8 +85,8 @@ def schedules(runs, dark=False):
         for axes in (left, right):
             axes.set_xlabel("Step", color=theme.faint, fontsize=8)
         marks = np.unique(np.linspace(0, oldest, min(oldest, 6) + 1).astype(int))
-        bar(figure, ages, left, theme, "Age of the map in steps, 0: computed", ticks=marks)
-        bar(figure, stale, right, theme, "|A_i - A_j| / |A_i|")
+        bar(figure, ages, left, theme, "Age of what is used in steps, 0: computed", ticks=marks)
+        bar(figure, stale, right, theme, "|used - computed| / |computed|")
     figure.suptitle(compared(runs), color=theme.ink, fontsize=11, parse_math=False)
     return figure
 
@@ -107,7 +107,7 @@ def compared(runs):
 
 def one_reuse(told, dark=False):
     """What `search one-reuse` found -> Figure: distortion against the step that reuses, and staleness by layer."""
-    theme, at = t.DARK if dark else t.LIGHT, told["reuse_at"]
+    theme, at = t.DARK if dark else t.LIGHT, [step + 1 for step in told["reuse_at"]]
     layers = list(told["staleness"])
     figure = t.blank(11, max(7.2, 1.6 + HEIGHT * len(layers)), theme)
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.05], facecolor=theme.paper)
@@ -124,11 +124,11 @@ def one_reuse(told, dark=False):
     axes.set_xlabel("The one step that reuses", color=theme.ink, fontsize=9)
     cells = right.subplots()
     values = np.array([told["staleness"][layer] for layer in layers])
-    image = heat(cells, values, layers, theme, "How stale the map of the step before is", cmap="viridis", vmin=0)
+    image = heat(cells, values, layers, theme, "How stale the attention of the step before is", cmap="viridis", vmin=0)
     ticks = np.unique(np.linspace(0, len(at) - 1, 6).astype(int))
     cells.set_xticks(ticks + 0.5, [at[tick] for tick in ticks])
     cells.set_xlabel("Step", color=theme.ink, fontsize=9)
-    bar(right, image, cells, theme, "|A_i - A_(i-1)| / |A_i|")
+    bar(right, image, cells, theme, "|before - now| / |now|")
     figure.suptitle(textwrap.fill(sentence(at, told["latent_rmse"]), 110), color=theme.ink, fontsize=11, parse_math=False)
     return figure
 
@@ -156,7 +156,7 @@ def sentence(at, values):
         return "Where the curve is zero, reusing changed nothing."
     ratio = early / late
     if 0.8 < ratio < 1.25:
-        return "It matters little when a map is reused once: early and late reuse move the result about equally far."
+        return "It matters little when attention is reused once: early and late reuse move the result about equally far."
     safe, far, near, times = ("late", "first", "last", ratio) if ratio > 1 else ("early", "last", "first", 1 / ratio)
     return (f"Reuse {safe}: at one of the {far} {third} of these steps it moves the result {times:.1f} times as far as "
             f"at one of the {near} {third}.")

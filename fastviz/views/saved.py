@@ -29,7 +29,7 @@ def attention(axes, blocks, shares, title, theme):
     axes.set_yticks(np.arange(len(blocks)) + 0.5, [short(block) for block in blocks], fontsize=5.5)
     axes.tick_params(colors=theme.faint, length=0, labelsize=8, axis="x")
     axes.tick_params(colors=theme.faint, length=0, axis="y")
-    axes.set_title(f"{title}: {shares.mean():.0%} of the attention computed", loc="left", color=theme.ink, fontsize=9,
+    axes.set_title(f"{title}: attention computed for {shares.mean():.0%} of the tokens", loc="left", color=theme.ink, fontsize=9,
                    parse_math=False)
     axes.set_xlabel("Step", color=theme.faint, fontsize=8)
     for spine in axes.spines.values():

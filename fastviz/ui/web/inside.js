@@ -3,7 +3,8 @@
 (() => {
   const { h, say } = fastviz;
   const SIZE = 256, PLAY = 120; // pixels of a canvas; milliseconds between two steps of an animation
-  const HINT = "Click a word to see where the model looks for it. Click a point of a picture to see where that point looks, and what became of it. Blocks are the parts of the network with attention, in the order in which they run; 32 x 32 are the squares (tokens) that they work on.";
+  const BLOCKS = "Blocks are the parts of the network with attention, in the order in which they run; 32 x 32 are the squares (tokens) that they work on.";
+  const HINT = `Click a word to see where the model looks for it. Click a point of a picture to see where that point looks, and what became of it. ${BLOCKS}`;
   let now = null, parts = null, ask = () => {};
   const view = { step: 0, block: null, show: "skipped", kinds: {}, looks: {}, strip: "computed", base: "picture", over: true };
   const sheets = new Map(); // key of an overlay -> {row index: {kind: {image, legend, sentence, captions}}}
@@ -27,7 +28,7 @@
     const wanted = key(), here = sheets.has(wanted);
     if (!here && asked === wanted) return;
     if (!here) asked = wanted;
-    ask({ key: wanted, block: view.block, show: view.show, kinds: chosen() }, here); // known to the server for an animation
+    ask({ key: wanted, block: view.block, show: view.show, base: view.base, kinds: chosen() }, here); // known to the server for an animation
   }
 
   fastviz.overlay = async (element, value) => {
@@ -83,16 +84,16 @@
     view.block = value.blocks.length ? value.blocks[0].name : null;
     parts.chips = [["skipped", "What was skipped"], ...value.words.map((word) => [word.token, word.text])].map(([show, text]) =>
       h("button", { type: "button", class: "chip", "aria-pressed": show === view.show, "data-show": JSON.stringify(show), onclick: () => choose(() => (view.show = show)) }, text));
-    parts.under = h("select", { "aria-label": "Picture below", onchange: () => { view.base = parts.under.value; draw(); } },
+    parts.under = h("select", { "aria-label": "Picture below", onchange: () => choose(() => (view.base = parts.under.value)) },
       h("option", { value: "picture" }, "the finished picture"), h("option", { value: "estimates" }, "the picture as expected at this step"));
     parts.over = h("input", { type: "checkbox", checked: true, onchange: () => { view.over = parts.over.checked; draw(); } });
     parts.strip = h("select", { "aria-label": "What the strips show", onchange: () => { view.strip = parts.strip.value; draw(); } });
     parts.strips = h("label", { hidden: true }, "Strips ", parts.strip);
-    parts.hint = h("p", { class: "note", role: "status" }, HINT);
+    parts.hint = h("p", { class: "note", role: "status" }, value.words.length ? HINT : BLOCKS);
     parts.controls = h("div", { class: "looking" },
       h("div", { class: "scrub" }, parts.play, parts.step, parts.told, h("label", { for: "inside-block" }, "Block"), parts.block, parts.where),
       h("div", { class: "choose" }, h("label", {}, "Drawn over ", parts.under), parts.strips, h("label", {}, parts.over, " Overlay")),
-      h("div", { class: "chips", role: "group", "aria-label": "What to show" }, parts.chips[0], h("span", {}, "Attention to:"), parts.chips.slice(1)), parts.hint);
+      h("div", { class: "chips", role: "group", "aria-label": "What to show" }, parts.chips[0], value.words.length ? [h("span", {}, "Attention to:"), parts.chips.slice(1)] : []), parts.hint);
     parts.grid = h("div", { class: "lenses" });
     parts.legend = h("p", { class: "note" }, "The strip below each picture: steps from left to right, blocks from top to bottom. Click it to go there. The band under it: all work of each step; orange is what was saved of the full model's.");
     parts.figures = h("div", { class: "schemes" });
@@ -227,10 +228,10 @@
   }
 
   /** What a step took beside one of the full model, and all of them together. */
-  function taken({ flops }, step) {
+  function taken({ index, flops }, step) {
     const full = now.rows[0].flops, sum = (each) => each.reduce((total, one) => total + one, 0), giga = (count) => (count / 1e9).toPrecision(3);
     const less = (some, all) => `${Math.abs(Math.round(100 * (1 - some / all)))} % ${some > all ? "more" : "less"}`;
-    if (flops === full) return `Band: this step took ${giga(flops[step])} GFLOP.`;
+    if (index === now.rows[0].index) return `Band: this step took ${giga(flops[step])} GFLOP.`;
     return `Band: this step took ${giga(flops[step])} of the full model's ${giga(Math.max(...full))} GFLOP, ${less(flops[step], Math.max(...full))}; all steps together ${less(sum(flops), sum(full))}.`;
   }
 
