@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import json
 from contextlib import contextmanager
 
 import torch
@@ -25,11 +26,15 @@ def on_meta(pipe):
         yield bare
 
 
-@functools.cache
 def bare_module(module):
     """One of diffusers' models of the same configuration, without weights."""
+    return made(type(module), module.to_json_string())
+
+
+@functools.cache
+def made(kind, told):
     with quiet(), torch.device("meta"):
-        return type(module).from_config(module.config).eval().requires_grad_(False)
+        return kind.from_config(json.loads(told)).eval().requires_grad_(False)
 
 
 def configuration(pipe):

@@ -36,7 +36,7 @@ def front_matter(readme):
 
 
 def names(root=ROOT):
-    """Paths of what the Space needs, in order: no tests, no benchmarks, nothing hidden."""
+    """Paths of what the Space holds, in order: no tests, nothing hidden, nothing that only training reads."""
     found = [root / name for name in FILES]
     found += [path for folder in FOLDERS for path in sorted((root / folder).rglob("*")) if path.is_file()]
     told = [path.relative_to(root).as_posix() for path in found]

@@ -1,4 +1,4 @@
-"""The only code that loads weights: what lies on this disk, verified."""
+"""The only code that loads pipelines: what lies on this disk, verified."""
 
 import contextlib
 import functools

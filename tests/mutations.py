@@ -37,7 +37,7 @@ CHOSEN = (  # file, what is there, what it becomes, the test that fails
 SAME = {  # what a mutation became -> why no test can notice: where one survives that is not here, the run fails
     "Path(parent, HASHES).write_text(json.dumps(table, indent=2) + '\\n')": "only the look of a file that programs read",
     "order = importance.argsort(stable=False, dim=-1, descending=True)": "torch sorts stably on a CPU either way; on a GPU ties would change places",
-    "key = (configuration(pipe), request.size, guided(pipe, request), request.sketch is None, changes, steps)": "tells the same two cases apart",
+    "key = (configuration(pipe), device, request.size, guided(pipe, request), request.sketch is None, changes, steps)": "tells the same two cases apart",
     "self.order.copy_(torch.from_numpy(self.draw(step)), non_blocking=self.context.device != 'cuda')": "decides when, not what, is copied",
     "still = (s - before).abs().sum(-1).max() <= tolerance": "decides on a change of exactly the tolerance; at 0 one more round would change nothing",
     "def fetch_backbone(net, on_progress=lambda done, total: None, timeout=11):": "how long to wait for a network that does not answer",

@@ -351,7 +351,7 @@ def test_bars_are_told_with_what_reaches_them():
     assert found["background"] == [0.96, 0.97, False] and found["diversity of that of real scenes"] == [0.9, 0.8, True]
     assert found["relation"][0] is None and not found["relation"][2]  # no picture had both objects
     assert found["PSNR of AutoencoderKL, dB"] == [None, 32, False] and found["PSNR of the tiny decoder, dB"] == [28.0, 30, False]
-    assert found["MB on disk"][2] and not found["s for 50 guided steps"][2]
+    assert found["MiB on disk"][2] and not found["s for 50 guided steps"][2]
     lines = evaluate.table(evaluate.bars(told | {"seconds": 4.0})).splitlines()
     assert len(lines) == len(found) and lines[-1].endswith("bar 6: reached") and "not reached" in lines[4]
 

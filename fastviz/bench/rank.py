@@ -104,7 +104,7 @@ def table(found):
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m fastviz bench rank", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="stickers", choices=models.MODELS)
-    parser.add_argument("--count", type=int, default=4, help="prompts, of things that the model was not trained on together")
+    parser.add_argument("--count", type=int, default=8, help="prompts, of things that the model was not trained on together")
     parser.add_argument("--prompts-file", help="a file with one prompt a line; not needed for the embedded model")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", help="file that the JSON is written to as well")

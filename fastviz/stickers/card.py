@@ -17,7 +17,7 @@ pipeline_tag: text-to-image
 # stickers
 
 A latent diffusion model for captioned sticker scenes of {size} x {size} px: {millions:.1f}M parameters in U-Net and text
-encoder, {megabytes} MB with everything in this folder. It exists to show and to test how diffusion models are made fast,
+encoder, {megabytes} MiB with its judge and all that is fitted to it. It exists to show and to test how diffusion models are made fast,
 on any computer, without a download. It is not a model for making art.
 
 ```python

@@ -24,8 +24,8 @@ WINDOW = 15  # reports of the log, of a minute or two each, that a point of the 
 
 
 def milestone(count, steps, guidance, network="small"):
-    """{"step", "hours", "network", "prompts", "sampling", "one", "two", "background"}, shares in 0..1, of what the teacher draws now: the
-    moving average of its checkpoint, `count` held-out prompts with one object and as many with two. Contact sheets lie in
+    """({"step", "hours", "network", "prompts", "sampling", "one", "two", "background"}, shares in 0..1, the training's log) of what the
+    teacher draws now: the moving average of its checkpoint, `count` held-out prompts with one object and as many with two. Contact sheets lie in
     training/."""
     model, card = teacher.trained(network)
     pipe = pipeline(model, autoencoder.trained_reference() or autoencoder.trained())

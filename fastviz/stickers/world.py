@@ -37,7 +37,8 @@ class Sticker:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is to be seen, and how it is said. relation: of the first sticker to the second, None for fewer than two."""
+    """What is to be seen, and how it is said. relation: of the first sticker to the second, or the side
+    that an only one's caption tells; else None."""
     caption: str
     background: str
     stickers: tuple

@@ -73,7 +73,7 @@
     now = value;
     Object.assign(view, { step: value.steps - 1, block: null, show: "skipped", kinds: {}, looks: {}, strip: "computed", base: "picture", over: true });
     const choose = (change) => { change(); draw(); want(); };
-    parts = { look: value.look, cards: new Map(), base: {} };
+    parts = { look: value.look, cards: new Map() };
     parts.step = h("input", { type: "range", min: 0, max: value.steps - 1, value: view.step, step: 1, id: "inside-step", "aria-label": "Step",
       oninput: () => { view.step = Number(parts.step.value); draw(); } });
     parts.told = h("output", { for: "inside-step" });
