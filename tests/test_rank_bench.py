@@ -33,7 +33,7 @@ def test_more_rounds_are_nearer(told):
     assert [each["rounds"] for each in plain] == [1, 2, 4, 8]
     assert all(a["distance"] > b["distance"] for a, b in zip(plain, plain[1:])) and plain[-1]["agreement"] > 0.9
     assert found["by 32 strips, 1 round"]["distance"] < plain[0]["distance"] < found["plain, 1 round of every 4th query"]["distance"]
-    assert found["by 32 strips, 1 round of every 4th query"]["rounds"] == 1 / 4 and found["limit"]["distance"] < 1e-5
+    assert found["by 32 strips, 1 round of every 4th query"]["rounds"] == 1 / 4 and found[rank.SETTLED]["distance"] < 1e-5
 
 
 def test_heads_of_both_halves_become_one_as_in_the_method(told):
@@ -51,5 +51,5 @@ def test_command_prints_what_it_measured(tiny_pipe, monkeypatch, tmp_path, capsy
     lines = capsys.readouterr().out.splitlines()
     found = json.loads(lines[-1])
     assert found == json.loads(out.read_text()) and found["attentions"] > 0 and found["prompts"] == 1
-    assert all(set(arms) == {*rank.ARMS, "limit"} for arms in found["tokens"].values())
+    assert all(set(arms) == {*rank.ARMS, rank.SETTLED} for arms in found["tokens"].values())
     assert len(rank.graphs(tiny_pipe, Request("a cat", size=128, steps=5, model="tiny", methods="full"))) == found["attentions"]
