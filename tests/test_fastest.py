@@ -9,7 +9,8 @@ from fastviz import models, reading
 from fastviz.explore import fastest
 from fastviz.explore import sweep as sweeping
 from fastviz.explore.history import History
-from fastviz.request import BadRequest, check_stack, stack_text
+from fastviz.request import BadRequest, check_stack, parse_stack, stack_keys, stack_text
+from fastviz.run import Stopped
 
 
 def row(stack, seconds, lpips):
@@ -39,6 +40,22 @@ def test_what_is_verified_was_not_seen_before():
     for bounds in ({}, {"lpips": 0.1, "seconds": 2}):
         with pytest.raises(BadRequest, match="one bound"):
             fastest.search(None, "me", **bounds)
+
+
+@pytest.mark.parametrize("model", ("sd15", "dreamshaper8", "sd-turbo", "sdxs"))
+def test_a_search_begins_on_every_model_with_what_its_model_can_do(model, tiny_pipe, tmp_path, monkeypatch):
+    monkeypatch.setitem(models._loaded, model, tiny_pipe)
+    asked, history, about = dict(lpips=0.1, model=model, size=256), History(tmp_path), models.MODELS[model]
+    with pytest.raises(Stopped):
+        fastest.search(history, "me", **asked, steps=about.steps, guidance=about.guidance, stop=lambda: True)
+    rows = history.search("me")[0]["plan"]["rows"]
+    used = {key for row in rows for key in stack_keys(parse_stack(row)).split("+")}
+    assert used == set(about.methods) & {"few_step", "attention_reuse", "tome", "atedm"}
+
+
+def test_a_method_that_does_nothing_on_a_model_is_not_searched_there():
+    with pytest.raises(BadRequest, match="on Stable Diffusion 1.5: choose from few_step, attention_reuse, tome[.]"):
+        fastest.search(None, "me", lpips=0.1, model="sd15", methods=["atedm"])
 
 
 def test_the_embedded_models_prompts_are_in_its_language():

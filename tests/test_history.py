@@ -86,6 +86,12 @@ def test_damaged_files_are_told(history):
             history.open("me", id)
 
 
+def test_a_sweep_is_not_opened_as_a_comparison(history):
+    history.enter("1" * 32, "me", SWEEP, OTHER, "tome", ENVIRONMENT, {"keys": []}, 0)
+    with pytest.raises(BadRequest, match="begin the same sweep again"):
+        history.open("me", "1" * 32)
+
+
 def test_the_oldest_runs_go_first_and_the_newest_stays(tmp_path):
     found = {"run.json": b"{}", "a.png": bytes(300_000)}
     history = History(tmp_path / "history", megabytes=1)

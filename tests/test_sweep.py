@@ -6,15 +6,17 @@ import json
 
 import numpy as np
 import pytest
+from conftest import at_home
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from fastviz import models
+from fastviz import fitted, models
 from fastviz.explore import sweep as sweeping
 from fastviz.explore.history import History
 from fastviz.explore.plan import again, read_plan
 from fastviz.explore.statistics import front, intervals
+from fastviz.methods import attention_reuse, olss, sdxs
 from fastviz.request import BadRequest, stack_text
 from fastviz.run import Stopped
 
@@ -85,7 +87,54 @@ def test_times_of_another_device_or_other_weights_are_not_taken(history, monkeyp
     other = sweeping.prepared(plan, *sweeping.described(models.load("stickers")))
     assert not set(first.keys.values()) & set(other.keys.values()) and first.environment == {"device": "a CPU", "torch": "1"}
     request = plan.variants[0].request(plan, "a cat", 0)
-    assert len({sweeping.key_of(request, weights, {}) for weights in ("a", "b")}) == 2
+    assert len({sweeping.key_of(request, {"model": weights}, {}) for weights in ("a", "b")}) == 2
+
+
+@pytest.mark.parametrize("row, path_of", (
+    ("olss(steps=4)", lambda folder: olss.path_of(folder, "olss", 4, 3.0)), ("sdxs", lambda folder: sdxs.path_of(folder) / "unet" / "config.json"),
+    ("attention_reuse(schedule=phast)", lambda folder: attention_reuse.schedule_file(folder, 4, 2, "both", "map"))), ids=("olss", "sdxs", "reuse"))
+def test_what_was_fitted_anew_beside_the_model_is_run_anew_and_nothing_else(row, path_of, tiny_pipe, tmp_path):
+    plan, found = read_plan(["a cat"], rows=f"{row},attention_reuse", **SMALL), []
+    with at_home(tiny_pipe, tmp_path / "stickers" / "model") as folder:
+        path_of(folder).parent.mkdir(parents=True)
+        for content in (None, "{}", "[ ]", "{}"):
+            if content:
+                path_of(folder).write_text(content)
+            found.append([sweeping.prepared(plan, *sweeping.described(tiny_pipe)).keys[v, 0] for v in range(3)])
+    full, own, other = zip(*found)
+    assert len(set(full)) == len(set(other)) == 1 and len(set(own)) == 3 and own[1] == own[3]
+
+
+def test_a_schedule_that_was_missing_is_used_once_it_is_there_and_another_one_after_it(history, tiny_pipe, tmp_path, monkeypatch):
+    plan, ran, generate = read_plan(["a cat"], rows="attention_reuse(schedule=phast)", steps=4, size=128), [], sweeping.generate
+
+    def counted(pipe, request, stack, *more, **others):
+        ran.append(stack_text(stack))
+        return generate(pipe, request, stack, *more, **others)
+    monkeypatch.setattr(sweeping, "generate", counted)
+    with at_home(tiny_pipe, tmp_path / "stickers" / "model") as folder:
+        first = all_of(plan, history)
+        assert "There is no searched schedule" in first.cells[1, 0]["error"]
+        k = attention_reuse.hurry(4, round(attention_reuse.Knobs().share * 4)).count(0)
+        path = attention_reuse.schedule_file(folder, 4, k, "both", "map")
+        path.parent.mkdir()
+        told, found = {"weights": fitted.weights(folder), "settings": {"scheduler": type(tiny_pipe.scheduler).__name__}}, []
+        for schedule in ("1" * (4 - k) + "0" * k, "10" + "1" * (3 - k) + "0" * (k - 1)):
+            path.write_text(json.dumps(told | {"schedule": schedule}))
+            ran.clear()
+            found += [all_of(plan, history), all_of(plan, history)]
+            assert ran == ["attention_reuse(schedule=phast)"] and found[-1].cells[1, 0]["error"] is None
+    assert len({history.picture_of(sweep.keys[1, 0]).read_bytes() for sweep in found}) == 2
+
+
+def test_what_had_no_room_is_tried_again(history, monkeypatch):
+    plan = read_plan(["a cat"], rows="attention_reuse", **SMALL)
+    with monkeypatch.context() as full:
+        full.setattr(attention_reuse, "FILL", 0.0)
+        told = all_of(plan, history)
+    assert "GiB of memory" in told.cells[1, 0]["error"]
+    assert sweeping.kept(history, history.search("me")[0]).cells == told.cells
+    assert all_of(plan, history).cells[1, 0]["error"] is None
 
 
 def test_a_cell_is_the_same_picture_as_compare_makes(history):
@@ -103,7 +152,7 @@ def test_a_cell_is_the_same_picture_as_compare_makes(history):
     assert "kept" not in sweeping.table(done) and done.cells[0, 0]["psnr"] == sweeping.EQUAL
 
 
-def test_what_fails_says_so_and_only_what_will_fail_again_is_kept(history, monkeypatch):
+def test_what_fails_says_so_and_is_tried_again(history, monkeypatch):
     plan, generate, broken = read_plan(["a cat"], rows="tome,attention_reuse(schedule=1)", **SMALL), sweeping.generate, [True]
 
     def failing(pipe, request, stack, *more, **others):
@@ -136,6 +185,17 @@ def test_figures_pair_every_run_with_the_full_model_of_its_prompt_and_seed():
     assert {line["workers on a machine"] for line in lines} == {"2"}
     assert "2.00 (2.00 to 2.00)" in sweeping.table(done) and "a CPU" in sweeping.table(done)
     json.dumps(sweeping.plain(done), allow_nan=False)
+
+
+def test_steps_that_were_asked_for_and_steps_that_ran_are_two_columns():
+    plan = read_plan(["a cat"], rows="few_step(steps=1)", vary=["steps=2,4"], size=128)
+    cells = {(v, 0): {"steps": steps, "seconds": 1.0, "error": None} for v, steps in enumerate((2, 4, 1, 1))}
+    files = sweeping.tables(sweeping.Sweep(plan, {}, dict.fromkeys(cells, "k"), cells))
+    head, *lines = csv.reader(io.StringIO(files["cells.csv"].decode()))
+    assert len(set(head)) == len(head)
+    assert [(line[head.index("steps")], line[head.index("steps taken")]) for line in lines] == [("2", "2"), ("4", "4"), ("2", "1"), ("4", "1")]
+    typed = parquet.read_table(io.BytesIO(files["cells.parquet"])).to_pylist()
+    assert [(line["steps"], line["steps taken"]) for line in typed] == [("2", 2), ("4", 4), ("2", 1), ("4", 1)]
 
 
 # Statistics

@@ -11,7 +11,6 @@ import os
 import socket
 from collections import Counter, deque
 from contextlib import contextmanager
-from pathlib import Path
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here tells anybody that it was run
 
@@ -23,7 +22,6 @@ from ..run import Lost, Stopped
 from . import sweep as sweeping
 
 log = logging.getLogger(__name__)
-ROOT = Path(__file__).parents[2]
 LOCAL = "local"
 PATIENCE = 600  # s until workers must have come
 TICK = 0.5  # s between two looks at Stop
@@ -37,7 +35,7 @@ class Worker:
         self.model, self.threads = model, threads
 
     def describe(self):
-        """(what a time depends on, hash of the weights), once the model is loaded."""
+        """As sweep.described, once the model is loaded."""
         import torch
 
         torch.set_num_threads(self.threads)
@@ -50,7 +48,7 @@ class Worker:
 
 class Crew:
     """The workers of a sweep. free: those with nothing to do; coming: {future: worker} of those that load their model;
-    told, weights: what all have in common, None until `settle`."""
+    told, files: what all have in common, None until `settle`."""
 
     def __init__(self, model, cores, most):
         if cores is not None and cores < 1:
@@ -64,7 +62,7 @@ class Crew:
         if not any(room):
             raise BadRequest("ray", f"No machine of this cluster has {cores} cores: give fewer with --cores.")
         self.make = lambda: ray.remote(Worker).options(**needs).remote(model, cores)
-        self.beside, self.free, self.coming, self.told, self.weights = min(max(room), most), [], {}, None, None
+        self.beside, self.free, self.coming, self.told, self.files = min(max(room), most), [], {}, None, None
         for _ in range(min(sum(room), most)):
             self.call()
 
@@ -78,8 +76,8 @@ class Crew:
         known = list(filter(None, map(self.arrive, arrived)))
         if not known:
             raise BadRequest("ray", f"No worker was ready within {PATIENCE} s: look at `ray status`.")
-        self.told, self.weights = majority([told for _, told in known])
-        self.free = [worker for worker, told in known if told == (self.told, self.weights)]
+        self.told, self.files = majority([told for _, told in known])
+        self.free = [worker for worker, told in known if told == (self.told, self.files)]
         if others := len(known) - len(self.free):
             log.warning("%d workers have another device or other versions, and times are not mixed: they do nothing.", others)
         if self.beside > 1:
@@ -96,13 +94,13 @@ class Crew:
     def welcome(self, future):
         """A worker that comes later than the others, if it is like them."""
         if come := self.arrive(future):
-            worker, (told, weights) = come
-            if weights == self.weights and told.items() <= self.told.items():
+            worker, (told, files) = come
+            if files == self.files and told.items() <= self.told.items():
                 self.free.append(worker)
 
 
 def majority(described):
-    """The most frequent of several (environment, weights); the first of those that are equally frequent."""
+    """The most frequent of several (environment, files); the first of those that are equally frequent."""
     return max(described, key=described.count)
 
 
@@ -110,7 +108,7 @@ def majority(described):
 def joined(address):
     """A driver in the cluster at an address; `local`: one of this machine, made for this sweep."""
     options = {} if address == LOCAL else {"address": address}
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(models.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     try:
         host, _, port = address.rpartition("://")[2].rpartition(":")
         if port.isdecimal():
@@ -131,7 +129,7 @@ def run(plan, history, owner, address=LOCAL, cores=None, stop=None):
     with joined(address):
         crew = Crew(plan.model, cores, len(plan.variants) * len(plan.units))
         crew.settle()
-        sweep = sweeping.begun(plan, history, owner, crew.told, crew.weights)
+        sweep = sweeping.begun(plan, history, owner, crew.told, crew.files)
         yield sweep
         for _ in finished(sweep, history, crew, stop):
             yield sweep
@@ -154,7 +152,8 @@ def finished(sweep, history, crew, stop):
             continue
         idle = 0.0 if running else idle + TICK
         if idle > PATIENCE:
-            raise BadRequest("ray", f"All workers were lost and none came for {PATIENCE} s. What was finished is kept: the same sweep goes on from there.")
+            raise BadRequest("ray", f"All workers were lost and none came for {PATIENCE} s. What was finished is kept: the same sweep goes "
+                             "on from there.")
         if not running and not crew.coming:
             crew.call()
         done, _ = ray.wait([*running, *crew.coming], timeout=TICK)
@@ -175,7 +174,7 @@ def finished(sweep, history, crew, stop):
                 if losses[place] < LOSSES:
                     waiting.appendleft(place)
                     continue
-                answer = {"error": f"{LOSSES} workers were lost while they made this picture."}, None, False
+                answer = {"error": f"{LOSSES} workers were lost while they made this picture."}, None
             sweep.cells[place] = sweeping.finish(sweep, *place, history, *answer)
             yield
 

@@ -1,4 +1,4 @@
-"""The commands sweep and history: tables for people, one JSON line last."""
+"""The commands sweep, history and fastest: tables for people, one JSON line last."""
 
 import argparse
 import json

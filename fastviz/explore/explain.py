@@ -8,16 +8,14 @@ operations most: so only the shares are taken from it, and put on the row's own 
 import os
 from dataclasses import dataclass, field
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # it tells every start and stop, and that there is no GPU
+from torch.profiler import ProfilerActivity, profile
 
-from torch.profiler import ProfilerActivity, profile  # noqa: E402
-
-from .. import cost, models  # noqa: E402
-from ..compare import sentence  # noqa: E402
-from ..methods import method_of  # noqa: E402
-from ..patch import Refused  # noqa: E402
-from ..run import Lost, Stopped, generate  # noqa: E402
-from .classes import CLASSES, spent  # noqa: E402
+from .. import cost, models
+from ..compare import sentence
+from ..methods import method_of
+from ..patch import Refused
+from ..run import Lost, Stopped, generate
+from .classes import CLASSES, spent
 
 PROFILED = 6  # steps of a row
 SIZES = (256, 384, 512, 768, 1024)  # px at which the touched share of the FLOPs is counted
@@ -30,9 +28,9 @@ class Breakdown:
     add up to the row's measured time; own: {word: s}, what of it is the method's own work; profiled: the steps whose shares
     were measured.
 
-    For all but the full model: saved, seconds of the full model's work that the row did without; touched, the share of the full model's time that the row's methods can save anything of;
-    bound: how many times as fast it were if all that took no time (Amdahl), math.inf where that is everything; growth:
-    {px: the same share, of FLOPs}.
+    For all but the full model: saved, seconds of the full model's work that the row did without; touched, the share of the
+    full model's time that the row's methods can save anything of; bound: how many times as fast it were if all that took no
+    time (Amdahl), math.inf where that is everything; growth: {px: the same share, of FLOPs}.
     """
     index: int
     stack: str
@@ -85,6 +83,7 @@ def activities(device):
 
 def profiles(pipe, request, stack, steps, wanted, on_step, stop):
     """{step: {(class, part): s}} of one more run, profiled at the steps `wanted`."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # read by the first profile: it tells every start and stop, and that there is no GPU
     watching, found, kinds = [], {}, activities(pipe.device)
 
     def turn(step):
@@ -133,7 +132,7 @@ def by_class(seconds):
 
 # What it can touch
 
-def reach(stack, row):
+def reach(row):
     """Share of the steps at which the row's methods did something."""
     return max((steps / row.steps for _, steps in row.acted.values()), default=0.0)
 
@@ -150,7 +149,7 @@ def names_touched(pipe, stack, size):
 
 def touched_time(pipe, request, stack, row, full):
     """The share of the full model's time that a stack can touch. full: `seconds_of` its row."""
-    names, steps = names_touched(pipe, stack, request.size), reach(stack, row)
+    names, steps = names_touched(pipe, stack, request.size), reach(row)
 
     def spared(kind, part):
         if kind in ("text", DECODER):
@@ -164,7 +163,7 @@ def touched_flops(pipe, request, stack, row, size):
     """The same share of the full model's FLOPs at `size` px."""
     names = names_touched(pipe, stack, size)
     counts = cost.inside(pipe, request, size, [name for name in names if name != DECODER])
-    part = counts["inside"] * request.steps * (1.0 if "" in names else reach(stack, row)) + counts["decoder"] * (DECODER in names)
+    part = counts["inside"] * request.steps * (1.0 if "" in names else reach(row)) + counts["decoder"] * (DECODER in names)
     return part / (counts["text"] + counts["step"] * request.steps + counts["decoder"])
 
 

@@ -5,6 +5,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from ..methods import atedm, attention_reuse, few_step, tome
+from ..models import MODELS
 from ..request import BadRequest, stack_text
 from . import sweep as sweeping
 from .plan import Plan
@@ -35,7 +36,8 @@ def candidates(steps, methods=None):
     patches += [(atedm.Knobs(ratio=ratio),) for ratio in (0.4, 0.63)]
     both = [patch + row for patch in patches if patch[0] in (tome.Knobs(ratio=0.25), attention_reuse.Knobs(share=0.25, keep="output"))
             for row in fewer if row[0].solver == "dpm"]
-    allowed = [row for row in fewer + patches + both if methods is None or {part.partition("(")[0] for part in stack_text(row).split("+")} <= set(methods)]
+    allowed = [row for row in fewer + patches + both
+               if methods is None or {part.partition("(")[0] for part in stack_text(row).split("+")} <= set(methods)]
     return tuple(dict.fromkeys(allowed))
 
 
@@ -68,15 +70,18 @@ def rows_of(told):
 def search(history, owner, *, lpips=None, seconds=None, prompts=PROMPTS, seeds=2, methods=None, model="stickers", steps=50, guidance=None,
            size=None, on_progress=lambda what, *place: None, on_sweep=lambda sweep: None, stop=None):
     """-> (Answer, the Sweep that proposed, the Sweep that verified or None). Exactly one of lpips and seconds is the bound.
-    seeds: noises per prompt, others for verifying. Everything is kept as a sweep's cells, so a search goes on where it
-    stopped. on_progress(what, *sweep.run's place); on_sweep(sweep) whenever sweep.run yields. Raises what sweep.run does."""
+    seeds: noises per prompt, others for verifying; methods: keys that may take part, by default all that do something on the
+    model, and never others. Everything is kept as a sweep's cells, so a search goes on where it stopped. on_progress(what,
+    *sweep.run's place); on_sweep(sweep) whenever sweep.run yields. Raises what sweep.run does."""
     if (lpips is None) == (seconds is None):
         raise BadRequest("bound", "Give one bound: the largest LPIPS, or the most seconds.")
     mine, others = halves(prompts)
+    able = [method.KEY for method in (few_step, attention_reuse, tome, atedm) if method.KEY in MODELS[model].methods]
     wanted = dict(lpips=lpips, seconds=seconds)
-    first = Plan(mine, tuple(range(seeds)), candidates(steps, methods), (), model, steps, guidance, size)
+    stacks = candidates(steps, able if methods is None else set(methods) & set(able))
+    first = Plan(mine, tuple(range(seeds)), stacks, (), model, steps, guidance, size)
     if not first.rows:
-        raise BadRequest("methods", "None of these methods is searched: choose from few_step, attention_reuse, tome, atedm.")
+        raise BadRequest("methods", f"None of these methods is searched on {MODELS[model].title}: choose from {', '.join(able)}.")
     proposing = last(sweeping.run(first, history, owner, lambda *place: on_progress("proposing", *place), stop), on_sweep)
     answer = Answer(ranked(rows_of(proposing), **wanted))
     if not answer.proposed:

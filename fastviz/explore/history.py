@@ -105,8 +105,10 @@ class History:
 
     def open(self, owner, id):
         """(Request, Rows, environment) of a comparison, the Rows with their pictures but without their Run. BadRequest
-        when there is none of this owner's."""
-        self.entry(owner, id)
+        when there is none of this owner's, or it is a sweep."""
+        if self.entry(owner, id).kind == SWEEP:
+            raise BadRequest("history", "This run is a sweep and not one comparison: begin the same sweep again, and what is finished comes back "
+                             "at once.")
         try:
             return load(self.folder / "runs" / id)
         except (OSError, ValueError) as error:

@@ -6,15 +6,16 @@ import hashlib
 import io
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pyarrow
 from PIL import Image
 from pyarrow import parquet
 
-from .. import cost, fitted, metrics, models
+from .. import cost, fitted, metrics, models, verified
 from ..compare import environment, lane_of, prepare, sentence
-from ..patch import Refused
+from ..methods import attention_reuse, olss, sdxs
 from ..request import BadRequest, stack_text
 from ..run import Lost, Stopped, generate
 from ..store import recipe
@@ -22,9 +23,10 @@ from .history import SWEEP
 from .plan import again
 from .statistics import front, intervals
 
+BESIDE = ("olss", "reuse", "sdxs")  # folders of what was fitted to a model, beside its own; sweeps follow no sketch
 TIMED = ("device", "dtype", "attention kernel", "threads", "torch", "diffusers")  # what a time depends on
 FIGURES = ("seconds", "speedup", "lpips", "psnr", "ssim", "match", "gflop")
-MEASURED = ("steps", "seconds", "text", "denoising", "decoder", "gflop", "peak_bytes", "lpips", "lpips_name", "psnr", "ssim", "match", "error")
+MEASURED = ("steps taken", "seconds", "text", "denoising", "decoder", "gflop", "peak_bytes", "lpips", "lpips_name", "psnr", "ssim", "match", "error")
 MEDIANS = ("seconds", "speedup")  # of several runs; the other figures are means
 EQUAL = 100.0  # dB that stand for pictures without any difference
 
@@ -42,28 +44,48 @@ class Sweep:
         return hashlib.sha256(json.dumps(sorted(self.keys.values())).encode()).hexdigest()[:32]
 
 
-def key_of(request, weights, told):
-    """The hash of all that a picture and its time depend on."""
-    return hashlib.sha256(json.dumps([recipe(request), weights, told], sort_keys=True).encode()).hexdigest()
+def key_of(request, files, told):
+    """The hash of all that a picture and its time depend on. files: see `described`."""
+    read = sorted({beside(knobs) for stack in request.methods for knobs in stack} - {None})
+    parts = [recipe(request), files.get("model"), told, *(files.get(name) for name in read)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def beside(knobs):
+    """Which of BESIDE a row with these knobs reads, or None."""
+    if isinstance(knobs, attention_reuse.Knobs):
+        return "reuse" if knobs.schedule == attention_reuse.SEARCHED else None
+    return {olss.Knobs: "olss", sdxs.Knobs: "sdxs"}.get(type(knobs))
 
 
 def described(pipe):
-    """(what a time on this machine depends on, hash of the weights): as `prepared` takes them."""
+    """(what a time on this machine depends on, {"model" or one of BESIDE: hash of its files}): as `prepared` takes them. No
+    hashes for a pipeline that was not loaded from a folder."""
     folder = fitted.folder(pipe)
-    return {name: value for name, value in environment(pipe).items() if name in TIMED}, folder and fitted.weights(folder)
+    files = {"model": fitted.weights(folder)} | {name: digest(folder.parent / name) for name in BESIDE} if folder else {}
+    return {name: value for name, value in environment(pipe).items() if name in TIMED}, files
 
 
-def prepared(plan, told, weights):
+def digest(folder):
+    """The sha256 of the names and sha256 of all files in a folder, which need not be there."""
+    told = [(path, path.stat()) for path in (Path(folder, name) for name in verified.contents(folder))]
+    lines = [f"{path.relative_to(folder).as_posix()} {fitted.sha256(path, stat.st_size, stat.st_mtime_ns)}\n" for path, stat in told]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def prepared(plan, told, files):
     """The Sweep of a plan on the machine that `described` told of, nothing of it run."""
-    keys = {(v, u): key_of(variant.request(plan, *unit), weights, told)
+    keys = {(v, u): key_of(variant.request(plan, *unit), files, told)
             for u, unit in enumerate(plan.units) for v, variant in enumerate(plan.variants)}
     return Sweep(plan, told, keys)
 
 
-def begun(plan, history, owner, told, weights):
-    """The same, with the cells that were kept; from now on it is in the history."""
-    sweep = prepared(plan, told, weights)
-    sweep.cells = {place: history.cell(key) for place, key in sweep.keys.items()}
+def begun(plan, history, owner, told, files):
+    """The same, with the cells that were kept and are no errors; from now on it is in the history."""
+    sweep = prepared(plan, told, files)
+    for place, key in sweep.keys.items():
+        found = history.cell(key)
+        sweep.cells[place] = None if found and found["error"] else found  # by now memory may be free, or a missing file made
     first = plan.variants[0].request(plan, *plan.units[0])
     entry = {"recipe": recipe(first), "environment": told, "plan": plan.plain(), "keys": list(sweep.keys.values())}
     history.enter(f"{owner_mark(owner)}{sweep.id}"[:40], owner, SWEEP, first, json.dumps(plan.plain()), told, entry, 0)
@@ -74,7 +96,8 @@ def run(plan, history, owner, on_progress=lambda done, cells, step, steps: None,
     """Yields the Sweep at once and after each finished cell, the same object; cells that were kept come first, at no cost.
 
     on_progress(finished cells, all cells, step, steps): before and after every step. A cell that cannot be run has an
-    "error". The sweep is in the history from its start on, so that its cells are safe there.
+    "error", and is tried again by the next run of its sweep. The sweep is in the history from its start on, so that its cells
+    are safe there.
     Raises run.Stopped, run.Lost, verified.BadModel.
     """
     pipe = models.load(plan.model)
@@ -115,23 +138,20 @@ def asked(sweep, v, u, history):
     return variant.request(sweep.plan, *sweep.plan.units[u]), variant.stack, reference_of(sweep, v, u, history)
 
 
-def finish(sweep, v, u, history, told, image, lasts):
+def finish(sweep, v, u, history, told, image):
     """Keeps what `attempt` answered -> its plain values."""
-    if lasts:
-        history.finish(sweep.keys[v, u], told, image)
+    history.finish(sweep.keys[v, u], told, image)
     return told
 
 
 def attempt(pipe, request, stack, reference, on_step=lambda i, n: None, stop=None):
-    """(plain values, picture or None, whether another attempt would give the same) of one cell, its error among the values."""
+    """(plain values, picture or None) of one cell, its error among the values."""
     try:
-        return *measured(pipe, request, stack, reference, on_step, stop), True
+        return measured(pipe, request, stack, reference, on_step, stop)
     except (Stopped, Lost):
         raise
-    except (Refused, BadRequest) as error:
-        return {"error": str(error)}, None, True
     except Exception as error:
-        return {"error": sentence(error, "This picture", request)}, None, False
+        return {"error": sentence(error, "This picture", request)}, None
 
 
 def full_of(sweep, v):
@@ -201,7 +221,8 @@ def table(sweep):
     for row in figures(sweep):
         told = [spelled(row["figures"][name], digits) for name, digits in (("seconds", 3), ("speedup", 2), ("lpips", 3), ("psnr", 1), ("match", 2))]
         work = row["figures"]["gflop"]
-        lines.append([*(row["at"].get(name, "-") for name in names), str(row["pictures"]), *told, f"{work[0]:.1f}" if work else "-", "front" if row["front"] else ""])
+        lines.append([*(row["at"].get(name, "-") for name in names), str(row["pictures"]), *told, f"{work[0]:.1f}" if work else "-",
+                      "front" if row["front"] else ""])
     widths = [max(map(len, column)) for column in zip(*lines)]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
     errors = dict.fromkeys(told["error"] for told in sweep.cells.values() if told and told["error"])
@@ -219,13 +240,15 @@ def spelled(figure, digits):
 
 def tables(sweep):
     """{file name: bytes} of one table, a line per picture: where it is, what was measured, on what. Times in s, peak_bytes of
-    memory, None where nothing was measured; what varied is text in both files, and so is the seed."""
+    memory, None where nothing was measured; what varied is text in both files, and so is the seed. steps taken: those that
+    ran, which need not be as many as a sweep over steps asked for."""
     names = [name for name in variables(sweep.plan) if name not in ("prompt", "seed")]
     names += ["prompt", "seed", *MEASURED, *dict.fromkeys([*TIMED, *sweep.environment])]
     lines = []
     for (v, u), told in sweep.cells.items():
         prompt, seed = sweep.plan.units[u]
-        known = (told or {}) | dict(sweep.plan.variants[v].at) | {"prompt": prompt, "seed": str(seed)} | sweep.environment
+        values = (told or {}) | {"steps taken": (told or {}).get("steps")}
+        known = values | dict(sweep.plan.variants[v].at) | {"prompt": prompt, "seed": str(seed)} | sweep.environment
         lines.append({name: known.get(name) for name in names})
     text, file = io.StringIO(), io.BytesIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
