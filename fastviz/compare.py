@@ -13,7 +13,7 @@ from PIL import Image
 
 from . import cost, metrics, models
 from .glimpse import Glimpses
-from .methods import few_step, method_of, steps_of
+from .methods import few_step, method_of, sdxs, steps_of
 from .patch import Refused
 from .request import BadRequest, stack_keys, stack_text
 from .run import Failed, Lost, Run, Stopped, failure, generate, guided, warm
@@ -145,7 +145,7 @@ def time_once(pipe, request, lane, lanes, on_progress, stop, on_glimpse):
     on_step(0, lane.steps)
     if not lane.runs:
         prepare(pipe, request, lane, lanes, stop)
-    look = None if lane.runs or not on_glimpse else Glimpses(lambda picture: on_glimpse(lane.index, picture))
+    look = None if lane.runs or not on_glimpse else Glimpses(lambda picture: on_glimpse(lane.index, picture), sdxs.previewing(pipe))
     run = generate(pipe, request, lane.stack, lane.steps, on_step=on_step, stop=stop, glimpse=look)
     lane.runs.append(run)
     lane.pace = run.seconds / len(run.steps)

@@ -27,16 +27,18 @@ def aim(scheduler, before, after, step):
 
 class Glimpses:
     """Calls show(picture) with what a run aims at, half as large as its picture, at most once in EVERY seconds. Only on a
-    CPU: a GPU would have to be waited for, and would then start the next timed step from idle."""
+    CPU: a GPU would have to be waited for, and would then start the next timed step from idle. decoding: the pipeline that
+    decodes, of `sdxs.previewing`, loaded before the run, whose peak memory must not hold it; without it the one that runs."""
 
-    def __init__(self, show):
-        self.show, self.at = show, time.time()
+    def __init__(self, show, decoding=None):
+        self.show, self.decoding, self.at = show, decoding, time.time()
 
     @torch.no_grad()
     def __call__(self, pipe, before, after, step):
         if pipe.device.type != "cpu" or time.time() - self.at < EVERY:
             return
-        small = F.avg_pool2d(aim(pipe.scheduler, before, after, step), 2).to(pipe.vae.dtype)
-        picture = pipe.vae.decode(small / pipe.vae.config.scaling_factor, return_dict=False)[0]
+        decoding = self.decoding or pipe
+        small = F.avg_pool2d(aim(pipe.scheduler, before, after, step), 2).to(decoding.vae.dtype)
+        picture = decoding.vae.decode(small / decoding.vae.config.scaling_factor, return_dict=False)[0]
         self.show(pipe.image_processor.postprocess(picture, output_type="pil")[0])
         self.at = time.time()

@@ -221,6 +221,9 @@ class Request:
         )
         fit_model(model, values["methods"], values["steps"])
         values |= {name: None if (data := getattr(self, name)) is None else check_given(name, data) for name in ("sketch", "start")}
+        if values["start"] and model.most_steps == 1:
+            raise BadRequest("start", f"{model.title} was trained for one step from pure noise and cannot start from a picture: remove "
+                                      "the start picture.")
         values["strength"] = check_number("strength", "Strength", self.strength, *STRENGTH, float) if values["start"] else Request.strength
         for name, value in values.items():
             object.__setattr__(self, name, value)

@@ -5,23 +5,37 @@ import dataclasses
 import io
 import json
 import shutil
+import time
+from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import make_tiny
+from conftest import make_student, make_tiny
 from PIL import Image
 from serving import pixels, serve
 from test_browser import PATIENCE, Visit, browser, pytestmark, visits  # noqa: F401
 
 from fastviz import fitted, given, models, run, sketch, store, verified
+from fastviz.methods import sdxs
+from fastviz.request import Request
 from fastviz.stickers.sketch import network
 
 
 @pytest.fixture(scope="module")
 def sketch_folder(tiny_folder, tmp_path_factory):
-    """The tiny model as it is shipped, with a network that reads sketches beside it."""
-    parent = tmp_path_factory.mktemp("drawing")
+    return shipped(tiny_folder, tmp_path_factory.mktemp("drawing"))
+
+
+@pytest.fixture(scope="module")
+def student_folder(tiny_folder, tmp_path_factory):
+    return shipped(tiny_folder, tmp_path_factory.mktemp("student"), student=True)
+
+
+def shipped(tiny_folder, parent, student=False):
+    """The tiny model as it is shipped, with a network that reads sketches beside it, and a one-step student."""
     shutil.copytree(tiny_folder, parent / "model")
+    if student:
+        make_student(make_tiny(), parent / "model")
     torch.manual_seed(3)
     control = network.untrained(make_tiny().unet)
     for layer in (*control.controlnet_down_blocks, control.controlnet_mid_block, control.controlnet_cond_embedding.conv_out):
@@ -34,8 +48,13 @@ def sketch_folder(tiny_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def visit(browser, sketch_folder, tmp_path_factory):  # noqa: F811
-    with serve(tmp_path_factory.mktemp("tiny"), ("tests/tiny_app.py",), TINY=str(sketch_folder), GRADIO_ANALYTICS_MAX_EVENTS="8") as server, \
-            visits(browser, server) as open_tab:
+    with opened(browser, sketch_folder, tmp_path_factory.mktemp("tiny")) as open_tab:
+        yield open_tab
+
+
+@contextmanager
+def opened(browser, folder, place):  # noqa: F811
+    with serve(place, ("tests/tiny_app.py",), TINY=str(folder), GRADIO_ANALYTICS_MAX_EVENTS="8") as server, visits(browser, server) as open_tab:
         yield open_tab
 
 
@@ -48,13 +67,15 @@ class Sheet:
 
     def line(self, *points):
         """Draws with the mouse; points: shares of the sheet."""
-        box = self.canvas.bounding_box()
-        places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
-        self.page.mouse.move(*places[0])
+        self.move(points[0])
         self.page.mouse.down()
-        for place in places[1:]:
-            self.page.mouse.move(*place, steps=4)
+        for point in points[1:]:
+            self.move(point, steps=4)
         self.page.mouse.up()
+
+    def move(self, point, steps=1):
+        box = self.canvas.bounding_box()
+        self.page.mouse.move(box["x"] + point[0] * box["width"], box["y"] + point[1] * box["height"], steps=steps)
 
     def drawn(self):
         """The drawing as Request keeps it; None of an empty sheet."""
@@ -77,10 +98,21 @@ def told(data):
     return json.loads(Image.open(io.BytesIO(data)).text[store.CHUNK])
 
 
-def expected(folder, request):
-    """The picture's digest, made here without any server."""
+def expected(folder, request, stack=None, steps=None):
+    """The picture's digest, made here without any server. stack, steps: the full model's row if None."""
     pipe = models.read(dataclasses.replace(models.MODELS["stickers"], source=str(folder)))
-    return pixels(run.generate(pipe, request, request.methods[0], request.steps).image)
+    return pixels(run.generate(pipe, request, stack or request.methods[0], steps or request.steps).image)
+
+
+def glanced(tab, wanted):
+    """Whether the quick picture is the one of this digest, or becomes it."""
+    end = time.monotonic() + PATIENCE / 4000
+    while time.monotonic() < end:
+        uri = tab.page.locator(".glance img").get_attribute("src")
+        if uri and pixels(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))) == wanted:
+            return True
+        tab.page.wait_for_timeout(100)
+    return False
 
 
 def begun(visit, **told):
@@ -110,6 +142,27 @@ def test_a_line_is_followed_carried_and_comes_back_with_the_picture(visit, sketc
     tab.page.wait_for_function("!document.querySelector('.tools button').disabled")
     assert sheet.drawn() == drawing
     assert "drawing is not in it" not in tab.words
+
+
+def test_one_step_of_the_student_follows_the_pen_while_it_is_down(browser, student_folder, tmp_path_factory):  # noqa: F811
+    with opened(browser, student_folder, tmp_path_factory.mktemp("one-step")) as visit:
+        tab = begun(visit)
+        sheet, seed = Sheet(tab), int(tab.seen("seed"))
+
+        def students():
+            request = Request("a cat", seed=seed, steps=2, size=128, methods="full", sketch=sheet.drawn())
+            return expected(student_folder, request, (sdxs.Knobs(),), 1)
+
+        sheet.line((0.2, 0.2), (0.8, 0.3))
+        tab.page.get_by_text("One step of the student").wait_for(timeout=PATIENCE)
+        assert glanced(tab, first := students())
+        sheet.move((0.2, 0.6))
+        tab.page.mouse.down()
+        sheet.move((0.5, 0.9), steps=4)
+        tab.page.wait_for_timeout(600)  # it asks twice a second at most
+        sheet.move((0.8, 0.6))
+        assert glanced(tab, second := students()) and second != first
+        tab.page.mouse.up()
 
 
 def test_undo_takes_back_one_line_and_clear_all(visit):

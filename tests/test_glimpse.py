@@ -95,3 +95,15 @@ def test_a_comparison_shows_only_first_runs(tiny_pipe, monkeypatch):
 
 def test_one_step_has_nothing_to_show(tiny_pipe, tiny_home):
     assert aims(tiny_pipe, (sdxs.Knobs(),), 1) == {}
+
+
+def test_a_look_may_have_the_small_decoder(tiny_pipe, tiny_home, monkeypatch):
+    """As often as before, of what the run aims at, and the run stays as it is."""
+    monkeypatch.setattr(glimpse, "EVERY", 0.0)
+    decoding, found, seen, own = sdxs.previewing(tiny_pipe), [], [], []
+    for shown, looks in ((seen, glimpse.Glimpses(seen.append, decoding)), (own, glimpse.Glimpses(own.append))):
+        run.generate(tiny_pipe, REQUEST, (full.Knobs(),), STEPS, glimpse=looks)
+    run.generate(tiny_pipe, REQUEST, (full.Knobs(),), STEPS, glimpse=lambda pipe, *told: found.append(glimpse.aim(pipe.scheduler, *told)))
+    expected = [run.pictures(decoding, torch.nn.functional.avg_pool2d(aim, 2))[0] for aim in found]
+    assert [each.tobytes() for each in seen] == [each.tobytes() for each in expected]
+    assert len(own) == len(seen) == STEPS - 1 and all(a.tobytes() != b.tobytes() for a, b in zip(own, seen))

@@ -1,20 +1,26 @@
 """The row of the one-step student: what it changes, when it is refused, and that nobody is offered what is not there."""
 
+import base64
+import copy
+import io
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from conftest import at_home, make_student, make_tiny
+from PIL import Image
 
-from fastviz import cost, fitted, models
+from fastviz import cost, fitted, models, views
 from fastviz.compare import compare, final
 from fastviz.methods import full, sdxs, steps_of, tome
 from fastviz.models import MODELS
 from fastviz.patch import Refused
 from fastviz.request import BadRequest, Request, methods_text
-from fastviz.run import generate
+from fastviz.run import generate, noise, pictures
 from fastviz.trace import Context, Trace
+from fastviz.ui import figures
 
 REQUEST = Request("a cat on the beach", seed=11, steps=4, size=128, guidance=3.0)
 BOTH, UNET, DECODER = sdxs.Knobs(), sdxs.Knobs(decoder=False), sdxs.Knobs(unet=False)
@@ -58,6 +64,22 @@ def test_guidance_is_the_requests_again_afterwards(tiny_pipe, home):
     assert context.guidance == 3.0
     guided = Request("a cat on the beach", seed=11, steps=4, size=128, guidance=9.0)
     assert torch.equal(drawn(tiny_pipe, BOTH, guided).latents, drawn(tiny_pipe, BOTH).latents)
+
+
+def test_the_last_step_is_the_closed_form_in_float32_where_the_network_computes_in_half_precision(tmp_path, monkeypatch):
+    pipe, seen = make_tiny().to(torch.float16), []
+    student = make_student(make_tiny(), tmp_path / "model")
+    with at_home(pipe, tmp_path / "model") as home:
+        (student / sdxs.ABOUT).write_text(json.dumps({"teacher": fitted.weights(home)}))
+        half = copy.deepcopy(models.load_beside(student)).to(torch.float16)
+        monkeypatch.setitem(models._beside, student, (models._beside[student][0], half))
+        half.unet.register_forward_hook(lambda module, args, answer: seen.append(answer[0]))
+        run = drawn(pipe, BOTH)
+    (answer,), alpha = seen, half.scheduler.alphas_cumprod[-1].double()
+    sigma, n = ((1 - alpha) / alpha).sqrt(), noise(pipe, REQUEST)
+    assert answer.dtype == n.dtype == torch.float16 and 14 < sigma < 15
+    n = (n * sigma.float()).double() / sigma  # the network was shown what the pipeline's own product had rounded
+    assert torch.allclose(run.latents.double(), sigma * (n - answer.double()), rtol=0, atol=1e-4)
 
 
 def test_flops_are_those_of_the_small_networks(tiny_pipe, home):
@@ -157,6 +179,36 @@ def test_the_page_offers_what_is_there_and_keeps_a_link_to_what_is_not(monkeypat
     told = dict(zip(controls.controls, controls.values(Request("a cat", methods="tome,sdxs(decoder=false)"))))
     assert "sdxs" not in controls.controls and told["more"] == "sdxs(decoder=false)"
     assert methods_text(controls.request(list(told.values())).methods) == "full,tome,sdxs(decoder=false)"
+
+
+def test_the_figures_of_a_row_are_of_what_it_has_from_the_student(tiny_pipe, home):
+    """The decoders on its own latents, each asked once for both colours of the page."""
+    student, latents = models.load_beside(sdxs.path_of(home)), np.random.default_rng(0).normal(size=(4, 16, 16)).astype(np.float16)
+    asked = []
+    hooks = [pipe.vae.decoder.register_forward_hook(lambda *told, pipe=pipe: asked.append(pipe)) for pipe in (tiny_pipe, student)]
+    titles = [[each["title"] for each in figures.of_row(tiny_pipe, REQUEST, (knobs,), latents)] for knobs in (BOTH, UNET, sdxs.NEUTRAL)]
+    (shown,) = figures.of_row(tiny_pipe, REQUEST, (DECODER,), latents)
+    for hook in hooks:
+        hook.remove()
+    assert titles == [["What was taken out of the network", "What the small decoder loses"], ["What was taken out of the network"], []]
+    assert asked == [tiny_pipe, student] * 2 and figures.of_row(tiny_pipe, REQUEST, (DECODER,)) == []
+    both = [pictures(pipe, torch.from_numpy(latents)[None])[0] for pipe in (tiny_pipe, student)]
+    assert both[0].tobytes() != both[1].tobytes()
+    for name, dark in (("light", False), ("dark", True)):
+        mine, expected = (np.asarray(Image.open(io.BytesIO(data))) for data in (
+            base64.b64decode(shown[name].partition(",")[2]), views.png(views.decoders(*both, dark))))
+        assert np.array_equal(mine, expected)
+
+
+def test_previews_come_from_the_small_decoder_where_it_belongs_to_these_weights(tiny_pipe, home):
+    student, latents = models.load_beside(sdxs.path_of(home)), torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    ready, own = sdxs.previewing(tiny_pipe), tiny_pipe.vae
+    assert ready.vae is student.vae and ready.unet is tiny_pipe.unet and tiny_pipe.vae is own
+    assert np.array_equal(pictures(ready, latents)[0], pictures(student, latents)[0])
+    (sdxs.path_of(home) / sdxs.ABOUT).write_text('{"teacher": "other"}')
+    assert sdxs.previewing(tiny_pipe) is tiny_pipe
+    shutil.rmtree(sdxs.path_of(home))
+    assert sdxs.previewing(tiny_pipe) is tiny_pipe
 
 
 def test_an_exchanged_student_is_read_again(home):

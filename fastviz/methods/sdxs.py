@@ -6,6 +6,7 @@ made by the stages of `python -m fastviz.stickers` from `distil` to `export-stud
 """
 
 import copy
+import functools
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -76,6 +77,31 @@ def load(pipe):
         raise Refused(f"{error} Or {MAKE}.") from error
 
 
+def previewing(pipe):
+    """A copy of `pipe` with its student's small decoder, for pictures that are looked at and not measured. `pipe` itself where
+    no student can be had."""
+    try:
+        student = load(pipe)
+    except Refused:
+        return pipe
+    ready = copy.copy(pipe)
+    ready.vae = student.vae
+    return ready
+
+
+def exact(scheduler):
+    """The scheduler, with steps in float32 whatever the network computes in: Euler's multiplies the network's answer by sigma,
+    14.6 here, in the answer's own type, and half precision knows only multiples of 1/64 above 16."""
+    own = scheduler.step
+
+    @functools.wraps(own)
+    def step(model_output, *args, **kwargs):
+        return own(model_output.float(), *args, **kwargs)
+
+    scheduler.step = step
+    return scheduler
+
+
 def touched(unet, grid, knobs):
     """Where it can save work: "" is the whole U-Net."""
     return [""] * knobs.unet + ["decoder"] * knobs.decoder
@@ -96,7 +122,7 @@ def attach(pipe, knobs, context):
                 student = exits.enter_context(on_meta(student))
             parts = {"vae": student.vae} if knobs.decoder else {}
             if knobs.unet:
-                fresh = type(student.scheduler).from_config(student.scheduler.config)
+                fresh = exact(type(student.scheduler).from_config(student.scheduler.config))
                 parts |= {"unet": student.unet, "scheduler": fresh}
                 exits.enter_context(replaced(context, guidance=1.0))
             context.acted[KEY] |= {(part, step) for part in parts for step in range(context.steps)}

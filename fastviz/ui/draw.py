@@ -3,7 +3,7 @@
 import gradio as gr
 
 from .. import given, sketch
-from ..methods import few_step, sdxs
+from ..methods import few_step, full, sdxs
 from ..models import MODELS, load
 from ..request import BadRequest
 from . import worker
@@ -11,7 +11,7 @@ from .board import png
 from .job import LOST
 from .parts import PRIVATE, view
 
-QUICK = few_step.Knobs(solver="dpm", steps=6)  # where no student draws in one step
+QUICK = 6  # steps, where nothing draws in one
 
 
 def asked(told):
@@ -37,6 +37,16 @@ def values(request):
     """What the controls hold for a request: data URIs."""
     drawing, start = (data and f"data:image/png;base64,{given.text(data)}" for data in (request.sketch, request.start))
     return {"sketch": drawing, "start": start and {"picture": start, "strength": request.strength}}
+
+
+def quick(model):
+    """How a quick picture by `model`, of the table, is made: (stack, steps, what is said of it)."""
+    if not sdxs.missing(model.folder):
+        return (sdxs.Knobs(),), 1, "One step of the student"
+    if model.most_steps == 1:
+        return (full.Knobs(),), 1, "One step of the model"
+    steps = min(QUICK, model.most_steps)
+    return (few_step.Knobs(solver="dpm", steps=steps),), steps, f"{steps} quick steps"
 
 
 class Draw:
@@ -70,13 +80,11 @@ class Draw:
 
         if run.LOCK.locked() or LOST.is_set():
             return gr.skip()
-        student = not sdxs.missing(MODELS[wanted.model].folder)
-        stack, steps = ((sdxs.Knobs(),), 1) if student else ((QUICK,), QUICK.steps)
         try:
+            stack, steps, says = quick(MODELS[wanted.model])
             found = run.generate(load(wanted.model), wanted, stack, steps)
         except Exception as error:
             from ..compare import sentence
 
             return {"says": sentence(error, "The quick picture", wanted)}
-        says = "One step of the student" if student else f"{steps} quick steps"
-        return {"picture": png(found.image), "quick": student, "says": f"{says}, {found.seconds:.1f} s"}
+        return {"picture": png(found.image), "quick": steps == 1, "says": f"{says}, {found.seconds:.1f} s"}

@@ -58,11 +58,13 @@ def words_of(model, prompt):
 
 
 def estimates(pipe, channels, steps, stop=lambda: False):
-    """The picture as the network estimated it at every step: (steps, h, w, 4) uint8."""
+    """The picture as the network estimated it at every step, by the small decoder where there is one: (steps, h, w, 4) uint8."""
     import torch
 
+    from ..methods import sdxs
     from ..run import Stopped, pictures
 
+    pipe = sdxs.previewing(pipe)
     latents, found = torch.stack([torch.from_numpy(channels["estimate"][step, ""]) for step in range(steps)]), []
     for some in latents.split(TOGETHER):
         if stop():
@@ -113,7 +115,8 @@ class Inside(Work):
                                on_step=lambda step, steps: self.watch(i, row.title, step, steps))
                 frames = estimates(pipe, trace.channels, row.steps, self.stop.is_set)
             trace.save(path)
-            found = self.shown(row, trace, frames) | {"figures": figures.of_row(pipe, self.job.request, self.job.request.methods[row.index])}
+            found = self.shown(row, trace, frames) | {"figures": figures.of_row(
+                pipe, self.job.request, self.job.request.methods[row.index], trace.channels["estimate"].get((row.steps - 1, "")))}
         except (Stopped, Lost, verified.BadModel, gr.Error):  # the next row would meet the same
             raise
         except Exception as error:
