@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,8 @@ from skimage.metrics import structural_similarity
 
 from fastviz import verified
 from fastviz.stickers import loop, parts
-from fastviz.stickers.sdxs import chain, decoder, distil, evaluate, export, network, pairs, score, warmup
+from fastviz.stickers.sdxs import UNETS, chain, decoder, distil, evaluate, export, network, pairs, score, warmup
+from fastviz.stickers.words import ASIDE, OBJECTS
 
 ALPHAS = parts.scheduler().alphas_cumprod
 
@@ -108,6 +110,16 @@ def test_the_small_decoder_reads_the_teachers_latents_with_less_work(tiny_pipe):
     assert network.parameters(network.small_vae(shipped).decoder) < 0.25 * network.parameters(shipped.decoder)
 
 
+def test_the_small_decoder_is_compared_at_three_sizes_and_by_its_slopes():
+    torch.manual_seed(0)
+    target = torch.rand(2, 3, 16, 16)
+    assert float(decoder.distance(target + 0.2, target)) == pytest.approx(0.2 * (1 + 1 + 0.5), rel=1e-4)  # at 1/8, at 1, half at 1/4
+    board = ((torch.arange(16)[:, None] + torch.arange(16)) % 2 * 2.0 - 1).expand(2, 3, 16, 16)  # gone where it is made smaller
+    assert float(decoder.distance(target + board, target)) == pytest.approx(1 + 0.5 * (2 + 2), rel=1e-4)
+    halves = torch.tensor([1.0, -1.0]).repeat_interleave(8).expand(2, 3, 16, 16)  # one slope of 2 in 15 across, none down
+    assert float(decoder.distance(target + halves, target)) == pytest.approx(1 + 1 + 0.5 + 0.5 * 2 / 15, rel=1e-4)
+
+
 # Distillation
 
 def test_distillation_is_the_relative_error_of_every_stage_that_is_left():
@@ -135,7 +147,43 @@ def test_stages_that_are_compared_have_the_same_shape(guide):
     assert all(weight.grad is None for weight in guide.unet.parameters())
 
 
+def test_no_timestep_is_beyond_the_last(guide, monkeypatch):
+    """(7 + 0.99999994) / 8 rounds to 1, of which the timestep would be 1000."""
+    torch.manual_seed(0)
+    batch = torch.randn(8, 4, 8, 8), chain.tokens_of(guide, ["a cat"] * 8)
+    monkeypatch.setattr(torch, "rand", lambda *size, **told: torch.full(size, 1 - 2 ** -24))
+    assert distil.loss_of(guide, ALPHAS)(network.student_of(guide.unet), batch)[0].isfinite()
+
+
+def test_distillation_is_reported_on_held_out_scenes(guide, tiny_pipe):
+    report, asked = distil.heldout(guide, tiny_pipe.vae.encoder), []
+
+    def nothing(noisy, t, text):
+        asked.append(t)
+        return SimpleNamespace(sample=torch.zeros_like(noisy))
+
+    assert report(guide.unet) == {"output, all": 0, "output, noisy": 0} and report(nothing) == {"output, all": 1, "output, noisy": 1}
+    everywhere, noisy = torch.cat(asked).split(distil.HELD_OUT)
+    assert (everywhere.min(), everywhere.max(), noisy.min(), noisy.max()) == (0, 999, 800, 999)
+
+
+def test_the_store_is_filled_before_training_begins(guide):
+    seen = []
+    next(distil.scenes(guide, lambda pictures: seen.append(len(pictures)) or torch.zeros(len(pictures), 4, 32, 32), 2, 0, 100, 5))
+    assert 20 * 2 <= sum(seen) < 20 * 2 + 16
+
+
 # Pairs
+
+def test_captions_name_one_object_or_two_alike_often_and_some_tell_a_side():
+    captions = chain.captions(range(600))
+    assert captions == chain.captions(range(600))
+    counts = [len(set(re.findall("[a-z]+", caption)) & set(OBJECTS)) for caption in captions]
+    assert set(counts) == {1, 2} and 0.43 < counts.count(2) / 600 < 0.57
+    sides = [phrase.removeprefix("{}") for phrases in ASIDE.values() for phrase in phrases]
+    aside = [any(side in caption for side in sides) for caption, count in zip(captions, counts) if count == 1]
+    assert 0.2 < sum(aside) / len(aside) < 0.4
+
 
 def test_a_pair_is_what_diffusers_draws_with_guidance(guide, tiny_pipe, monkeypatch):
     monkeypatch.setattr(loop, "PRECISION", torch.float32)
@@ -180,6 +228,15 @@ def test_similarity_is_scikit_images():
     assert float(warmup.similarity(torch.tensor(b), torch.tensor(b))) == pytest.approx(1, abs=1e-5)
 
 
+def test_similarity_far_from_zero_is_that_of_the_same_maps_near_it():
+    """The variance is a difference of mean squares, in single precision 1000 times as large as itself here."""
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(3000, 1, (2, 1, 3, 12, 12))
+    told = [structural_similarity(a[0, c], b[0, c], win_size=7, data_range=4 * b[0, c].std(ddof=1), use_sample_covariance=False) for c in range(3)]
+    found = float(warmup.similarity(torch.tensor(a, dtype=torch.float32), torch.tensor(b, dtype=torch.float32)))
+    assert found == pytest.approx(np.mean(told), abs=1e-3)
+
+
 def test_pseudo_huber():
     rng = np.random.default_rng(2)
     a, b = rng.normal(size=(2, 3, 5)).astype(np.float32)
@@ -200,6 +257,30 @@ def test_matching_prefers_the_picture_itself_to_its_blur(guide):
 def test_features_are_one_of_each_stage(guide):
     found = warmup.features(guide.unet, torch.randn(1, 4, 16, 16), torch.randn(1, 4, 16, 16), torch.tensor([50]), words(guide, ["a cat"]), ALPHAS)
     assert [each.shape[-1] for each in found] == [16, 8, 4]
+
+
+def test_the_warm_up_sums_its_features_over_the_stages_beside_a_tenth_of_the_distance(guide, monkeypatch):
+    """Both pictures are seen with the same noise of one small timestep."""
+    torch.manual_seed(0)
+    calls = []
+
+    def downwards(unet, x, t, text):
+        calls.append((x, t))
+        return network.downwards(unet, x, t, text)
+
+    student, noise, latents = network.student_of(guide.unet), torch.randn(2, 4, 16, 16), torch.randn(2, 4, 16, 16)
+    tokens = chain.tokens_of(guide, ["a cat", "a dog"])
+    monkeypatch.setattr(warmup, "ELSEWHERE", 0)
+    value, told = warmup.loss_of(guide, ALPHAS, downwards)(student, (noise, tokens, latents))
+    (wanted, t), (ours, again) = calls
+    assert t.unique().numel() == 1 and torch.equal(t, again) and 20 <= t[0] < 200
+    text, a = chain.embedded(guide, tokens), ALPHAS[t[0]]
+    drawn = network.one_step(student, noise, text, ALPHAS)
+    assert torch.allclose(ours - a.sqrt() * drawn, wanted - a.sqrt() * latents, atol=1e-4)
+    stages = [[network.downwards(guide.unet, x, t, text)[1][i] for i in (1, 3, 5)] for x in (ours, wanted)]
+    match = sum(1 - warmup.similarity(*pair).mean() for pair in zip(*stages))
+    assert told["match"].item() == pytest.approx(match.item(), rel=1e-4) and told["match"] > 1  # of three stages
+    assert value.item() == pytest.approx(match.item() + 0.1 * warmup.pseudo_huber(drawn, latents).item(), rel=1e-4)
 
 
 def test_most_batches_start_from_pure_noise():
@@ -260,8 +341,9 @@ def test_the_online_network_follows_the_student_and_the_student_stays(guide):
     text, noise, errors = words(guide, ["a cat"]).expand(2, -1, -1), torch.randn(2, 4, 8, 8), []
     for _ in range(10):
         torch.manual_seed(1)  # the same noise and timesteps every time
-        errors.append(float(score.follow(pair, optimizer, noise, text, ALPHAS)))
-    assert errors[-1] < 0.8 * errors[0]
+        errors.append(score.follow(pair, optimizer, noise, text, ALPHAS, guide.unet))
+    assert errors[-1]["online"] < 0.8 * errors[0]["online"]
+    assert errors[0]["teacher"] == errors[0]["online"] == errors[-1]["teacher"]  # as which it begins, and which stays
     assert all(torch.equal(weight, before[name]) for name, weight in pair.student.state_dict().items())
 
 
@@ -269,18 +351,24 @@ def test_the_student_is_updated_and_its_mixture_moves(guide):
     torch.manual_seed(0)
     pair = score.Pair(network.student_of(guide.unet), copy.deepcopy(guide.unet).requires_grad_(True))
     online = torch.optim.AdamW(pair.online.parameters(), lr=1e-4)
-    loss = score.loss_of(guide, ALPHAS, online, 3.0, updates=10)
+    loss = score.loss_of(guide, ALPHAS, online, 3.0)
     tokens = chain.tokens_of(guide, ["a cat", "a dog"])
     batch = torch.randn(2, 4, 16, 16), tokens, torch.randn(2, 4, 16, 16), tokens.repeat(score.ONLINE + 1, 1)
     value, told = loss(pair, batch)
     value.backward()
-    assert value.item() == pytest.approx((told["score"] + 1.0 * told["match"]).item(), rel=1e-5)
-    assert pair.updates == 1 and all(weight.grad is None for weight in pair.online.parameters())
+    assert value.item() == pytest.approx((told["score"] + 1.0 * (told["match"] + 0.1 * told["huber"])).item(), rel=1e-5)
+    assert told["huber"] > 0 and told["online"] > 0 and told["teacher"] > 0 and all(weight.grad is None for weight in pair.online.parameters())
     assert sum(float(weight.grad.abs().sum()) for weight in pair.student.parameters()) > 0
-    pair.updates.fill_(10)
+    pair.share.fill_(1)
     value, told = loss(pair, batch)
-    assert value.item() == pytest.approx((told["score"] + 0.25 * told["match"]).item(), rel=1e-5)
-    assert score.between(score.ALPHA, 0) == 0.7 and score.between(score.ALPHA, 2.0) == pytest.approx(0.98)
+    assert value.item() == pytest.approx((told["score"] + 0.25 * (told["match"] + 0.1 * told["huber"])).item(), rel=1e-5)
+    assert score.between(score.ALPHA, 0) == 0.7 and score.between(score.ALPHA, 1) == pytest.approx(0.98)
+
+
+def test_training_captions_are_embedded_in_single_precision(guide):
+    plain = words(guide, ["a cat"])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(words(guide, ["a cat"]), plain)
 
 
 def test_the_online_networks_updates_count_at_once_under_bfloat16(guide, monkeypatch):
@@ -318,17 +406,28 @@ def test_captions_of_score_distillation_are_fresh_and_half_of_what_is_judged_com
 
 
 def test_a_report_reads_what_one_step_draws(guide, workshop):
-    found = warmup.recalled(guide, 2)(network.student_of(guide.unet))
-    assert set(found) == {"objects", "background"} and all(0 <= value <= 1 for value in found.values())
+    found = warmup.recalled(guide, 2, prompts=4, seeds=2)(network.student_of(guide.unet))
+    assert set(found) == {"one", "two", "background", "spread"} and all(0 <= found[name] <= 1 for name in ("one", "two", "background"))
+    assert found["spread"] > 0
+
+
+def test_spread_is_the_distance_of_pictures_of_one_prompt_alone():
+    """Of three seeds 0, 3 and 6 apart by 3, 3 and 6 in every element; prompts may be as far apart as they like."""
+    latents = torch.tensor([0.0, 3.0, 6.0]).view(1, 3, 1, 1, 1) + torch.tensor([0.0, 100.0]).view(2, 1, 1, 1, 1) + torch.zeros(2, 3, 4, 8, 8)
+    assert float(warmup.spread(latents)) == pytest.approx(4, rel=1e-5)
+    assert float(warmup.spread(latents[:, :1].expand(-1, 3, -1, -1, -1))) == 0
 
 
 def test_a_further_teachers_student_goes_on_from_the_earlier_ones(workshop, guide, monkeypatch):
-    assert chain.earlier("distil") is None
-    student = network.student_of(guide.unet).state_dict()
+    unet = network.student_of(guide.unet)
+    student = unet.state_dict()
+    assert chain.earlier("distil", unet) is None
     leave("distil", {name: weight + 1 for name, weight in student.items()})
-    assert chain.earlier("distil") is None  # its own
+    assert chain.earlier("distil", unet) is None  # its own
     monkeypatch.setattr(chain, "digest", lambda: "fedcba9876543210")
-    assert all(torch.equal(weight, student[name] + 1) for name, weight in chain.earlier("distil").items())
+    assert all(torch.equal(weight, student[name] + 1) for name, weight in chain.earlier("distil", unet).items())
+    larger = network.student_of(parts.unet(widths=(32, 64, 32), depths=(2, 3, 1), heads=(2, 2, 2), context=32))
+    assert chain.earlier("distil", larger) is None  # of another size
     seen = []
     monkeypatch.setattr(distil, "train", lambda name, model, *args, **told: seen.append(model))
     distil.fit(0.01, 2, 1e-3, fresh=0, room=8)
@@ -348,7 +447,7 @@ def test_score_timesteps_leave_out_both_ends():
 # The chain
 
 def test_a_stage_that_needs_another_one_names_it(workshop, guide):
-    for stage in chain.STAGES:
+    for stage in UNETS:
         with pytest.raises(chain.NotYet, match=f"fastviz.stickers {stage}"):
             chain.student(guide, stage)
     with pytest.raises(chain.NotYet, match="student-decoder"):
@@ -366,11 +465,13 @@ def test_the_whole_chain_ends_in_a_folder_that_draws_in_one_step(workshop, guide
     decoder.fit(moment, 4, 1e-3)
     pairs.make(1, 2, 2, 3.0, most=4)
     warmup.fit(moment, 2, 1e-3)
-    score.fit(moment, 2, 1e-4, updates=50)
+    score.fit(moment, 2, 1e-4)
     done = loop.checkpoint(chain.name("score"))
-    score.fit(moment, 2, 1e-4, updates=50)
+    score.fit(moment, 2, 1e-4)
     again = loop.checkpoint(chain.name("score"))
-    assert again["model"]["updates"] == again["step"] > done["step"] > 0
+    assert again["step"] > done["step"] > 0 and 0 <= done["model"]["share"] <= again["model"]["share"] <= 1
+    assert [sitting["steps"] for sitting in again["sittings"]] == [0, done["step"], again["step"] - done["step"]]
+    assert again["sittings"][0]["head"] > 0 and all(sitting["batch"] == 2 for sitting in again["sittings"])
 
     (workshop / "hashes.json").write_text(json.dumps({"model/unet/config.json": "kept"}))
     assert export.export(workshop) == "score"
@@ -379,6 +480,8 @@ def test_the_whole_chain_ends_in_a_folder_that_draws_in_one_step(workshop, guide
     told = json.loads((folder / export.ABOUT).read_text())
     assert told["teacher"] == chain.digest() and told["pairs"] == {"count": 4, "steps": 2, "guidance": 3.0}
     assert set(told["stages"]) == {"decoder", "distil", "warmup", "score"} and told["stages"]["score"]["step"] == again["step"]
+    assert told["stages"]["distil"]["sittings"] == loop.checkpoint(chain.name("distil"))["sittings"]
+    assert [sitting["lr"] for sitting in told["stages"]["distil"]["sittings"]] == [1e-3, 1e-3]
     pipe = StableDiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     noise = pairs.noise_of([1], 16)
@@ -386,11 +489,47 @@ def test_the_whole_chain_ends_in_a_folder_that_draws_in_one_step(workshop, guide
     with torch.no_grad():
         ours = network.one_step(chain.student(guide, "score"), noise, words(guide, ["a cat"]), ALPHAS)
     assert torch.allclose(drawn, ours, atol=0.02 * float(ours.std()))
+    assert export.export(workshop, "warmup") == "warmup"
+    told = json.loads((folder / export.ABOUT).read_text())
+    assert told["stage"] == "warmup" and set(told["stages"]) == {"decoder", "distil", "warmup"}
+    shipped, trained = UNet2DConditionModel.from_pretrained(folder / "unet"), chain.student(guide, "warmup")
+    assert torch.equal(shipped.conv_in.weight, trained.conv_in.weight.half().float())
 
 
-def leave(stage, weights):
-    """A checkpoint as a stage leaves it."""
-    torch.save({"average": weights, "step": 3, "hours": 0.1, "log": [{"device": "test"}]}, loop.WORK / f"{chain.name(stage)}.pt")
+def test_a_stage_begins_again_when_the_one_before_was_trained_further(workshop, guide, capsys):
+    weights = network.student_of(guide.unet).state_dict()
+    leave("distil", weights)
+    assert chain.parent("warmup") == 3
+    leave("warmup", weights, parent=3)
+    assert chain.parent("warmup") == 3 and loop.checkpoint(chain.name("warmup")) and capsys.readouterr().out == ""
+    leave("warmup", weights, parent=2)
+    assert chain.parent("warmup") == 3 and loop.checkpoint(chain.name("warmup")) is None
+    assert "begins again" in capsys.readouterr().out and (workshop / f"{chain.name('warmup')}.before").exists()
+
+
+def test_an_interrupted_mixture_goes_on_from_the_share_that_it_reached(workshop, guide, monkeypatch):
+    weights = network.student_of(guide.unet).state_dict()
+    leave("warmup", weights)
+    pairs.save(torch.zeros(2, 4, 16, 16).half(), 2, 3.0)
+    pair = score.Pair(network.student_of(guide.unet), copy.deepcopy(guide.unet))
+    pair.share.fill_(0.4)
+    leave("score", pair.state_dict(), parent=3)
+    shares = []
+
+    def train(name, model, *args, passed, **told):
+        for share in (0, 0.5, 1):
+            passed(share)
+            shares.append(float(model.share))
+
+    monkeypatch.setattr(score, "train", train)
+    score.fit(0.01, 2, 1e-4)
+    assert shares == pytest.approx([0.4, 0.7, 1.0])
+
+
+def leave(stage, weights, parent=None):
+    """A checkpoint as a stage leaves it that began at step `parent` of the one before."""
+    torch.save({"model": weights, "average": weights, "step": 3, "hours": 0.1, "log": [{"device": "test"}],
+                "sittings": [{"batch": 2, "parent": parent}]}, loop.WORK / f"{chain.name(stage)}.pt")
 
 
 def test_an_evaluation_tells_every_way_and_draws_nothing_twice(workshop, guide, tiny_pipe, monkeypatch, capsys):
@@ -408,10 +547,11 @@ def test_an_evaluation_tells_every_way_and_draws_nothing_twice(workshop, guide, 
     assert told == json.loads((workshop / "bench/student.json").read_text()) and told["weights"] == chain.digest()
     teacher, *_, student = rows.values()
     assert teacher["lpips, one"] == 0 < student["lpips, two"]
-    assert student["parameters"] < teacher["parameters"] and student["gflop"] < teacher["gflop"]
+    assert student["parameters"]["unet"] < teacher["parameters"]["unet"] and student["parameters"]["decoder"] > 0
+    assert student["gflop"] < teacher["gflop"] and not any(row["shipped"] for row in rows.values())
     assert rows["Student, warm-up only"] == student and told["seconds"]["ratio"] > 0  # the same weights
     value, bar, good = told["accepted"]["parameters kept"]
-    assert value == pytest.approx(student["parameters"] / teacher["parameters"], abs=1e-4) and good == (value <= bar)
+    assert value == pytest.approx(student["parameters"]["unet"] / teacher["parameters"]["unet"], abs=1e-4) and good == (value <= bar)
     for name in ("networks", "decoders", "rows"):
         assert (workshop / f"student-{name}.png").stat().st_size > 5000
     drawn = {path: path.stat().st_mtime_ns for path in workshop.rglob("student-drawn-*/*/*.png")}
@@ -425,9 +565,77 @@ def test_an_evaluation_tells_every_way_and_draws_nothing_twice(workshop, guide, 
 
 
 def test_a_student_is_accepted_by_four_figures():
-    teacher = {"one": 0.98, "two": 0.92, "diversity": 0.5, "parameters": 100}
-    good = evaluate.accepted(teacher, {"one": 0.94, "two": 0.88, "diversity": 0.4, "parameters": 40}, 30)
+    teacher = {"one": 0.98, "two": 0.92, "diversity": 0.5, "parameters": {"unet": 100, "decoder": 10}}
+    good = evaluate.accepted(teacher, {"one": 0.94, "two": 0.88, "diversity": 0.4, "parameters": {"unet": 40, "decoder": 9}}, 30)
     assert good == {"recall lost": (0.04, 0.05, True), "speed": (30, 25, True), "diversity kept": (0.8, 0.7, True),
                     "parameters kept": (0.4, 0.4, True)}
-    bad = evaluate.accepted(teacher, {"one": 0.9, "two": 0.8, "diversity": 0.3, "parameters": 50}, 20)
+    bad = evaluate.accepted(teacher, {"one": 0.9, "two": 0.8, "diversity": 0.3, "parameters": {"unet": 50, "decoder": 1}}, 20)
     assert not any(reached for _, _, reached in bad.values())
+
+
+def test_the_exported_student_is_what_is_evaluated(workshop, guide, tiny_pipe, monkeypatch):
+    """Its weights are those of half precision, and only where they are of the checkpoints that are here."""
+    monkeypatch.setattr(chain, "MODEL", SimpleNamespace(folder=workshop / "model", guidance=3.0))
+    (workshop / "hashes.json").write_text("{}")
+    student = network.student_of(guide.unet).state_dict()
+    leave("decoder", network.small_vae(tiny_pipe.vae).decoder.state_dict())
+    leave("warmup", student)
+    leave("score", {f"student.{name}": weight for name, weight in student.items()})
+    export.export(workshop, "warmup")
+    ways = evaluate.rows(guide)
+    single, half = ways["Student, full recipe"], ways["Student, warm-up only"]
+    assert half[0] == "warmup-3-3-shipped" and single[0] == "score-3-3"
+    assert torch.equal(half[1].unet.conv_in.weight, single[1].unet.conv_in.weight.half().float())
+    assert not torch.equal(half[1].unet.conv_in.weight, single[1].unet.conv_in.weight)
+    leave("warmup", student, parent=8)
+    assert evaluate.rows(guide)["Student, warm-up only"][0] == "warmup-3-3"
+
+
+# The loop
+
+def line():
+    torch.manual_seed(0)
+    return torch.nn.Linear(3, 2), iter(lambda: torch.randn(4, 3), None)
+
+
+def test_a_step_whose_gradient_is_not_finite_is_left_out_and_counted(workshop, monkeypatch):
+    monkeypatch.setattr(loop, "RECENT", 0)
+    model, batches = line()
+    seen = []
+
+    def loss(model, batch):
+        seen.append(model.weight.detach().clone())
+        return model(batch).square().mean() * (float("nan") if len(seen) == 3 else 1), {}
+
+    _, (row,) = loop.train("part", model, batches, loss, 0.003, 1e-3)
+    assert torch.equal(seen[2], seen[3]) and not torch.equal(seen[3], seen[4]) and all(weight.isfinite().all() for weight in seen)
+    assert row["skipped"] == 1 and row["step"] == len(seen) - 1 and np.isfinite(row["loss"])  # told at its end
+
+
+def test_weights_that_are_not_finite_are_never_saved(workshop):
+    model, batches = line()
+    loop.train("part", model, batches, lambda model, batch: (model(batch).square().mean(), {}), 0.002, 1e-3)
+    step = loop.checkpoint("part")["step"]
+
+    def spoiling(model, batch):
+        loss = model(batch).square().mean()
+        with torch.no_grad():
+            model.bias.fill_(float("inf"))
+        return loss, {}
+
+    with pytest.raises(FloatingPointError, match="not finite"):
+        loop.train("part", model, batches, spoiling, 0.002, 1e-3)
+    assert loop.checkpoint("part")["step"] == step
+
+
+def test_a_checkpoint_tells_the_recipe_of_every_sitting(workshop):
+    model, batches = line()
+    shares = []
+    for batch in (4, 5):
+        loop.train("part", model, batches, lambda model, batch: (model(batch).square().mean(), {}), 0.002, 1e-3, decay=0.5,
+                   recipe={"batch": batch}, passed=shares.append)
+    saved = loop.checkpoint("part")
+    assert [sitting["batch"] for sitting in saved["sittings"]] == [4, 5]
+    assert sum(sitting["steps"] for sitting in saved["sittings"]) == saved["step"] == len(shares)
+    assert all(sitting["lr"] == 1e-3 and sitting["decay"] == 0.5 and sitting["minutes"] >= 0 for sitting in saved["sittings"])
+    assert shares[0] == 0 and max(shares) < 1 and shares[1] > 0

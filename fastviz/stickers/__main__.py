@@ -4,7 +4,7 @@ import argparse
 
 import torch
 
-from . import parts, rebuild
+from . import parts, rebuild, sdxs
 
 STAGES = {
     "atlas": "draw the glyphs from the colour emoji font",
@@ -67,8 +67,8 @@ def main():
             stage.add_argument("--guidance", type=float, default=3.0, help="what the student will do without")
         if name == "rebuild":
             stage.add_argument("parts", nargs="*", help=f"{', '.join(rebuild.STEPS)}; all by default")
-        if name == "score":
-            stage.add_argument("--updates", type=int, default=400, help="over which the mixture of the losses moves")
+        if name == "export-student":
+            stage.add_argument("--stage", dest="of", choices=sdxs.UNETS, help="what to export the student of; by default the last that ran")
         if name == "evaluate-student":
             stage.add_argument("--count", type=int, default=32, help="prompts for each number of objects")
             stage.add_argument("--repeats", type=int, default=5, help="timed runs of teacher and student, by turns")
@@ -87,7 +87,7 @@ def main():
 
 
 def run(args):
-    from . import autoencoder, behaviour, evaluate, export, heeded, judge, progress, retext, sdxs, sketch, teacher, world
+    from . import autoencoder, behaviour, evaluate, export, heeded, judge, progress, retext, sketch, teacher, world
 
     if args.stage == "atlas":
         world.render_atlas().save(world.ATLAS, quality=92, method=6)

@@ -25,6 +25,7 @@ DEVICE = "cuda" if CUDA else "cpu"
 PRECISION = torch.bfloat16 if CUDA or knows_bfloat16() else torch.float32  # that training computes in; weights stay single
 WORTH = 10  # minutes of training on a processor from which on compiling, two or three minutes of it, is won back
 PAUSE = 60  # seconds between two steps, of which more is no training: somebody stopped the process
+RECENT = 5  # seconds of training that need no report of their own when it ends
 
 
 class Endless(IterableDataset):
@@ -100,13 +101,15 @@ def follow(average, model, step, horizon):
 
 
 def checkpoint(name):
-    """What `train` saved under this name: step, hours, log, model, average, optimizers. None when there is nothing."""
+    """What `train` saved under this name: step, hours, log, sittings, model, average, optimizers. None when there is nothing."""
     path = WORK / f"{name}.pt"
     return torch.load(path, map_location=DEVICE, weights_only=True) if path.exists() else None
 
 
 def write(name, saved):
-    """Saves what `checkpoint` gives: whole or not at all."""
+    """Saves what `checkpoint` gives: whole or not at all. FloatingPointError when a weight is not finite: what was saved before stays."""
+    if not all(weight.isfinite().all() for part in ("model", "average") for weight in saved[part].values() if weight.is_floating_point()):
+        raise FloatingPointError(f"{name}: a weight is not finite after step {saved['step']}; the checkpoint stays as it was saved before.")
     WORK.mkdir(parents=True, exist_ok=True)
     part = WORK / f"{name}.part"
     torch.save(saved, part)
@@ -130,62 +133,83 @@ def shipped(folder, part=""):
     return {name: value.float() for file in files for name, value in load_file(file).items()}
 
 
+def update(parameters, optimizers):
+    """One step of the optimizers with the gradients clipped to norm 1, which are gone afterwards. Returns whether it was made: not
+    where the norm is not finite, one such step would spoil every weight. A GPU is not waited for to tell: there `write` notices."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    finite = CUDA or bool(norm.isfinite())
+    for optimizer in optimizers:
+        if finite:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return finite
+
+
 def train(name, model, batches, loss, minutes, lr, *, optimizers=None, horizon=400, decay=0.25, report=None, report_every=300, save_every=180,
-          start=None):
+          start=None, recipe=None, passed=None):
     """Trains `model` for `minutes` and returns its moving average (eval mode) and the log.
 
     batches: iterator; loss(model, batch) -> (scalar tensor, dict of numbers to log), a batch still on the CPU.
     training/<name>.pt is written every `save_every` seconds and continued from when present. report(average) -> dict is
-    logged every `report_every` seconds. decay: the last share of the budget, in which the rate falls. start: what to go
-    on from without a checkpoint: a dict of weights (of the model), step, hours and log.
+    logged every `report_every` seconds and at the end. decay: the last share of the budget, in which the rate falls. start: what
+    to go on from without a checkpoint: a dict of weights (of the model), step, hours and log. recipe: what the checkpoint tells
+    of this sitting besides minutes, steps, lr and decay. passed(share): called before every step with the share of `minutes` that
+    has passed. FloatingPointError when weights are no longer finite.
     """
     model.to(DEVICE).train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
     optimizers = optimizers or [torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)]
     rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
-    step, hours, log = 0, 0.0, []
+    step, hours, log, sittings = 0, 0.0, [], []
     if saved := checkpoint(name) or start:
         model.load_state_dict(saved.get("model") or saved["weights"])
         average.load_state_dict(saved.get("average") or saved["weights"])
         for optimizer, state in zip(optimizers, saved.get("optimizers", ())):
             optimizer.load_state_dict(state)
-        step, hours, log = saved["step"], saved["hours"], saved["log"]
+        step, hours, log, sittings = saved["step"], saved["hours"], saved["log"], saved.get("sittings", [])
         print(f"{name}: continuing at step {step}, {hours:.2f} h")
-    elapsed = saved_at = reported_at = 0.0  # seconds of training: while the process is stopped, none pass
-    before = time.time()
+    begun, elapsed, saved_at, reported_at = step, 0.0, 0.0, 0.0  # seconds of training: while the process is stopped, none pass
+    sums, count, skipped, before = {}, 0, 0, time.time()
 
     def save():
+        sitting = {"minutes": round(elapsed / 60, 2), "steps": step - begun, "lr": lr, "decay": decay, **(recipe or {})}
         write(name, dict(model=model.state_dict(), average=average.state_dict(), step=step, log=log, hours=hours + elapsed / 3600,
-                         optimizers=[o.state_dict() for o in optimizers]))
+                         sittings=[*sittings, sitting], optimizers=[o.state_dict() for o in optimizers]))
 
-    sums, count = {}, 0
+    def tell():
+        row = {"device": device_name(torch.device(DEVICE)), "step": step, "hours": round(hours + elapsed / 3600, 3), "rate": round(factor, 3),
+               "steps/s": round(count / (elapsed - reported_at), 2), "skipped": skipped,
+               **{key: round(float(total) / count, 5) for key, total in sums.items()}, **(report(average) if report else {})}
+        print(f"{name}: {row}", flush=True)
+        log.append(row)
+
     while elapsed < 60 * minutes:
-        factor = pace(elapsed / (60 * minutes), decay=decay)
+        share = elapsed / (60 * minutes)
+        factor = pace(share, decay=decay)
         for optimizer, base in zip(optimizers, rates):
             for group, rate in zip(optimizer.param_groups, base):
                 group["lr"] = rate * factor
+        if passed:
+            passed(share)
         with autocast():
             value, numbers = loss(model, next(batches))
         value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        step, count = step + 1, count + 1
-        follow(average, model, step, horizon)
-        for key, number in {"loss": value, **numbers}.items():
-            sums[key] = sums.get(key, 0.0) + torch.as_tensor(number).detach().float()  # a GPU is not waited for here
+        if update(model.parameters(), optimizers):
+            step, count = step + 1, count + 1
+            follow(average, model, step, horizon)
+            for key, number in {"loss": value, **numbers}.items():
+                sums[key] = sums.get(key, 0.0) + torch.as_tensor(number).detach().float()
+        else:
+            skipped += 1
         now = time.time()
         elapsed, before = elapsed + min(now - before, PAUSE), now
         if elapsed - reported_at > report_every:
-            row = {"device": device_name(torch.device(DEVICE)), "step": step, "hours": round(hours + elapsed / 3600, 3), "rate": round(factor, 3),
-                   "steps/s": round(count / (elapsed - reported_at), 2),
-                   **{key: round(float(total) / count, 5) for key, total in sums.items()}, **(report(average) if report else {})}
-            print(f"{name}: {row}", flush=True)
-            log.append(row)
-            sums, count, reported_at = {}, 0, elapsed
+            tell()
+            sums, count, skipped, reported_at = {}, 0, 0, elapsed
         if elapsed - saved_at > save_every:
             save()
             saved_at = elapsed
+    if elapsed - reported_at > RECENT:
+        tell()
     save()
     return average, log

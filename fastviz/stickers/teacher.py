@@ -184,9 +184,10 @@ def noise_loss(alphas, clear, seen=None):
         count, weights = len(latents), weight
         even = (torch.arange(count, device=latents.device) + torch.rand(1, device=latents.device)) / count
         if noisiest:
-            t, weights = ((noisiest[0] + (1 - noisiest[0]) * even) * len(alphas)).long(), 0.15 / snr
+            share, weights = noisiest[0] + (1 - noisiest[0]) * even, 0.15 / snr
         else:
-            t = ((even ** 0.6 if latents.shape[-1] == WHOLE else even * clear) * len(alphas)).long()  # scenes: more noise
+            share = even ** 0.6 if latents.shape[-1] == WHOLE else even * clear  # scenes: more noise
+        t = (share * len(alphas)).long().clamp(max=len(alphas) - 1)  # a share just below 1 may be rounded up to it
         noise, a = torch.randn_like(latents), alphas[t][:, None, None, None]
         if seen is not None:
             seen.clear()

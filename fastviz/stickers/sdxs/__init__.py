@@ -4,6 +4,7 @@ Stages in order: distil, student-decoder, pairs, warmup, score. Each goes on fro
 export-student then writes what the row `sdxs` of the app draws with, and evaluate-student tells what it is worth.
 """
 
+UNETS = ("distil", "warmup", "score")  # the stages that train the U-Net, in order
 STAGES = ("distil", "student-decoder", "pairs", "warmup", "score", "export-student", "evaluate-student")
 
 
@@ -15,9 +16,9 @@ def run(args):
         if args.stage == "pairs":
             pairs.make(args.minutes, args.batch, args.steps, args.guidance, args.count)
         elif args.stage == "score":
-            score.fit(args.minutes, args.batch, args.lr, args.updates, args.decay)
+            score.fit(args.minutes, args.batch, args.lr, args.decay)
         elif args.stage == "export-student":
-            print(f"exported the student after the stage {export.export()}")
+            print(f"exported the student after the stage {export.export(stage=args.of)}")
         elif args.stage == "evaluate-student":
             evaluate.main(args.count, args.repeats)
         else:

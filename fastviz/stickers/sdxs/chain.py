@@ -9,11 +9,10 @@ import torch
 
 from ... import fitted, models
 from .. import autoencoder, loop, parts, teacher, world
-from ..loop import DEVICE, checkpoint, quick, shipped
-from . import network
+from ..loop import DEVICE, checkpoint, exact, quick, shipped
+from . import UNETS, network
 
 MODEL = models.MODELS["stickers"]
-STAGES = ("distil", "warmup", "score")  # of the U-Net, in order
 
 
 class NotYet(RuntimeError):
@@ -48,12 +47,29 @@ def alphas():
     return parts.scheduler().alphas_cumprod.to(DEVICE)
 
 
-def earlier(stage):
+def earlier(stage, unet):
     """Weights (the moving average) of the newest checkpoint of a stage that belongs to another teacher, of which this one may be
-    a further trained copy; None when there is none."""
-    own, found = f"{name(stage)}.pt", sorted(loop.WORK.glob(f"student-{stage}-*.pt"), key=lambda path: path.stat().st_mtime)
-    found = [path for path in found if path.name != own]
-    return torch.load(found[-1], map_location=DEVICE, weights_only=True)["average"] if found else None
+    a further trained copy, and that fit the student `unet`; None when there is none."""
+    wanted = shapes(unet.state_dict())
+    for path in sorted(loop.WORK.glob(f"student-{stage}-*.pt"), key=lambda path: path.stat().st_mtime, reverse=True):
+        if path.name != f"{name(stage)}.pt" and shapes(weights := torch.load(path, map_location=DEVICE, weights_only=True)["average"]) == wanted:
+            return weights
+    return None
+
+
+def shapes(weights):
+    return {name: weight.shape for name, weight in weights.items()}
+
+
+def parent(stage):
+    """The step of the stage before, where `stage` begins; None before that has run. A checkpoint of `stage` that began at another
+    step of it is put aside as <name>.before, and told of: `stage` then begins again."""
+    before, own = checkpoint(name(UNETS[UNETS.index(stage) - 1])), checkpoint(name(stage))
+    if before and own and own.get("sittings", [{}])[-1].get("parent") != before["step"]:
+        path = loop.WORK / f"{name(stage)}.pt"
+        path.replace(path.with_suffix(".before"))
+        print(f"{path.stem}: begins again, because the stage before is now at step {before['step']}; {path.stem}.before keeps what was there.")
+    return before and before["step"]
 
 
 def student(guide, stage):
@@ -69,8 +85,8 @@ def student(guide, stage):
 
 
 def captions(seeds):
-    """Captions of training scenes, one from each seed."""
-    return [world.sample(random.Random(seed)).caption for seed in seeds]
+    """Captions of training scenes, one from each seed: of one object or of two alike often, and telling sides as the teacher's."""
+    return [world.sample(rng, count=rng.choice((1, 2)), aside=teacher.ASIDE).caption for rng in map(random.Random, seeds)]
 
 
 def tokens_of(guide, texts):
@@ -80,8 +96,9 @@ def tokens_of(guide, texts):
 
 @torch.no_grad()
 def embedded(guide, tokens):
-    """(B, 24, D): the teacher's text encoder is the student's too."""
-    return guide.text(tokens.to(DEVICE)).last_hidden_state
+    """(B, 24, D), in single precision: the teacher's text encoder is the student's too."""
+    with exact():
+        return guide.text(tokens.to(DEVICE)).last_hidden_state
 
 
 def decoder_teacher():

@@ -40,7 +40,7 @@ def fit(minutes, batch, lr, decay=0.25):
         return {"heldout_psnr": autoencoder.psnr(vae.encoder, decoder, 16), "teacher": autoencoder.psnr(vae.encoder, vae.decoder, 16)}
 
     return train(chain.name("decoder"), small.decoder, feed(partial(autoencoder.crops, batch=batch), seed), loss, minutes, lr,
-                 decay=decay, report=report, report_every=60)
+                 decay=decay, report=report, report_every=60, recipe={"batch": batch})
 
 
 def trained():

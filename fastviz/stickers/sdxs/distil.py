@@ -6,16 +6,17 @@ every stage counts alike whatever its scale. One step will be asked of the stude
 output's error counts more, as in the teacher's own loss, and timesteps are drawn more often. Scenes are real ones.
 """
 
+import random
 from functools import partial
 
 import torch
 
-from .. import teacher
-from ..loop import compiled, feed, quick, start_seed, train
+from .. import teacher, world
+from ..loop import DEVICE, compiled, feed, quick, start_seed, train
 from . import chain, network
 
-
 MOST = 8  # times that an error at the noisiest timestep counts
+HELD_OUT, NOISY = 32, 800  # scenes that reports measure on; the timestep from which on noise hides nearly all
 
 
 def relative(ours, theirs, weight=1):
@@ -38,7 +39,7 @@ def loss_of(guide, alphas, inside=network.inside):
     def loss(student, batch):
         latents, tokens = batch
         even = (torch.arange(len(latents), device=latents.device) + torch.rand(1, device=latents.device)) / len(latents)
-        t = (even ** 0.6 * len(alphas)).long()
+        t = (even ** 0.6 * len(alphas)).long().clamp(max=len(alphas) - 1)  # rounding reaches 1
         noisy = network.noised(latents, torch.randn_like(latents), alphas[t]).contiguous(memory_format=torch.channels_last)
         text = chain.embedded(guide, tokens)
         with torch.no_grad():
@@ -53,9 +54,32 @@ def scenes(guide, encoder, size, fresh, room, seed):
     """Endless (latents (size, 4, 32, 32), tokens): whole training scenes from a growing store."""
     store = teacher.Scenes(encoder, teacher.tokens_of(guide.tokenizer, [""]), room)
     painted = feed(partial(teacher.paint, alone=False), seed)
-    while store.count < 4 * size:
+    while store.count < min(room, 20 * size):
         store.add(*next(painted))
     yield from teacher.stream(store, painted, 3 * size, 1.0, fresh, seed)  # it draws a third as many scenes as windows
+
+
+def heldout(guide, encoder):
+    """report(student) for loop.train: {"output, all", "output, noisy"}, the relative error of the output on held-out scenes, at
+    timesteps from 0 and from NOISY on."""
+    rng = random.Random(20_000_003)
+    pictures, tokens, _ = teacher.painted([world.sample(rng, "heldout", 1 + i % 2) for i in range(HELD_OUT)], guide.tokenizer)
+    alphas, plain = chain.alphas(), guide.unet.forward  # what is compiled would be compiled again for this batch
+    with torch.no_grad():
+        latents, text = encoder(pictures.to(DEVICE) / 127.5 - 1), chain.embedded(guide, tokens)
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+        asked = {}
+        for name, first in (("output, all", 0), ("output, noisy", NOISY)):
+            t = torch.linspace(first, len(alphas) - 1, HELD_OUT, device=DEVICE).long()
+            given = [*zip(network.noised(latents, noise, alphas[t]).split(8), t.split(8), text.split(8))]
+            asked[name] = given, torch.cat([plain(*some).sample for some in given])
+
+    @torch.no_grad()
+    def report(student):
+        return {name: round(float(relative(torch.cat([student(*some).sample for some in given]), wanted)), 5)
+                for name, (given, wanted) in asked.items()}
+
+    return report
 
 
 def fit(minutes, size, lr, decay=0.25, fresh=2.0, room=12_000):
@@ -63,9 +87,10 @@ def fit(minutes, size, lr, decay=0.25, fresh=2.0, room=12_000):
     fresh: new scenes per batch; decay: see loop.train."""
     seed, guide = start_seed(chain.name("distil"), 11), chain.committed_teacher(minutes)
     student = network.student_of(guide.unet)
-    if (earlier := chain.earlier("distil")) is not None:
+    if (earlier := chain.earlier("distil", student)) is not None:
         student.load_state_dict(earlier)
     student = quick(student, minutes)
-    batches = scenes(guide, chain.decoder_teacher().encoder, size, fresh, room, seed)
+    encoder = chain.decoder_teacher().encoder
+    batches = scenes(guide, encoder, size, fresh, room, seed)
     return train(chain.name("distil"), student, batches, loss_of(guide, chain.alphas(), compiled(network.inside, minutes)), minutes, lr,
-                 optimizers=teacher.optimizers(student, lr), decay=decay, report_every=60)
+                 optimizers=teacher.optimizers(student, lr), decay=decay, report=heldout(guide, encoder), report_every=120, recipe={"batch": size})

@@ -9,11 +9,13 @@ from dataclasses import replace
 from statistics import mean, median
 
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from ... import cost, metrics, run, stages, views
 from ...compare import environment
 from ...methods import full
+from ...methods.sdxs import ABOUT, path_of as beside
 from ...request import Request
 from .. import autoencoder, evaluate, loop, measures
 from ..loop import DEVICE, checkpoint
@@ -24,12 +26,14 @@ FULL, FEW = 50, 25  # steps of the teacher
 SEEDS = 4  # pictures of one prompt, for diversity
 SPREAD = 24  # prompts for diversity
 SHOWN = 4  # prompts in the picture of rows
+SHIPPED = "-shipped"  # ends the folder of the row whose weights are the exported ones
 FIRST = {1: 0, 2: 100_000, None: 500_000}  # seeds of the pictures of one object, of two, and for diversity begin here
 BARS = {"recall lost": 0.05, "speed": 25, "diversity kept": 0.7, "parameters kept": 0.4}  # the first and the last at most
 
 
 def rows(guide):
-    """{name: (folder, pipeline, steps, guidance)}: the teacher, and the student after each stage that has run."""
+    """{name: (folder, pipeline, steps, guidance)}: the teacher, and the student after each stage that has run; that of the stage that
+    was exported with its weights as they are shipped, in half precision."""
     small, guidance = decoder.trained(), chain.MODEL.guidance
     whole = ready(evaluate.pipeline(guide, chain.decoder_teacher()))
     found = {f"Teacher, {steps} steps" if steps > 1 else "Teacher, 1 step": (f"teacher-{steps}", whole, steps, guidance)
@@ -37,10 +41,19 @@ def rows(guide):
     names = {"distil": "Student, distilled only", "warmup": "Student, warm-up only", "score": "Student, full recipe"}
     for stage, name in names.items():
         if saved := checkpoint(chain.name(stage)):
-            pipe = ready(export.pipeline(guide, chain.student(guide, stage), small))
+            folder, there = beside(chain.MODEL.folder), shipped(stage)
+            pipe = StableDiffusionPipeline.from_pretrained(folder) if there else export.pipeline(guide, chain.student(guide, stage), small)
+            pipe.set_progress_bar_config(disable=True)
             steps = f"{saved['step']}-{checkpoint(chain.name('decoder'))['step']}"
-            found[name] = f"{stage}-{steps}", pipe, 1, 1.0
+            found[name] = f"{stage}-{steps}{SHIPPED if there else ''}", ready(pipe), 1, 1.0
     return found
+
+
+def shipped(stage):
+    """Whether the student beside the model was exported of this stage, of the checkpoints that are here."""
+    file = beside(chain.MODEL.folder) / ABOUT
+    told, own = json.loads(file.read_text()) if file.is_file() else {}, export.about(stage)
+    return all(told.get(key) == own[key] for key in ("teacher", "stage", "stages"))
 
 
 def ready(pipe):
@@ -86,11 +99,11 @@ def times(one, other, repeats):
 
 
 def work(row):
-    """(parameters of U-Net and decoder, FLOP of one picture)."""
+    """({"unet", "decoder"}: parameters, FLOP of one picture)."""
     _, pipe, steps, guidance = row
     asked = Request("a cat on the beach", methods="full", size=side(pipe), guidance=guidance)
     flops = cost.total(cost.flops(pipe, asked, (full.Knobs(),), steps))
-    return network.parameters(pipe.unet) + network.parameters(pipe.vae.decoder), flops
+    return {"unet": network.parameters(pipe.unet), "decoder": network.parameters(pipe.vae.decoder)}, flops
 
 
 def told(row, reference, scenes):
@@ -105,37 +118,42 @@ def told(row, reference, scenes):
     spread = evaluate.prompts(SPREAD, 60_000_011, None)
     groups = [drawn(row, [scene.caption] * SEEDS, FIRST[None] + SEEDS * i) for i, scene in enumerate(spread)]
     parameters, flops = work(row)
-    return {"parameters": parameters, "gflop": round(flops / 1e9, 1), "steps": row[2], **found,
+    return {"parameters": parameters, "shipped": row[0].endswith(SHIPPED), "gflop": round(flops / 1e9, 1), "steps": row[2], **found,
             "diversity": round(measures.diversity(groups), 4)}
 
 
 def accepted(teacher, student, ratio):
-    """{what: (value, bar, whether it is reached)} of the student. ratio: how many times as fast its whole pipeline is."""
+    """{what: (value, bar, whether it is reached)} of the student; parameters are the U-Net's. ratio: how many times as fast its whole
+    pipeline is."""
     lost = mean(teacher[name] - student[name] for name in ("one", "two"))
-    values = dict(zip(BARS, (lost, ratio, student["diversity"] / teacher["diversity"], student["parameters"] / teacher["parameters"])))
+    values = dict(zip(BARS, (lost, ratio, student["diversity"] / teacher["diversity"],
+                             student["parameters"]["unet"] / teacher["parameters"]["unet"])))
     return {name: (round(value, 4), BARS[name], value <= BARS[name] if name in ("recall lost", "parameters kept") else value >= BARS[name])
             for name, value in values.items()}
 
 
 def main(count, repeats):
-    """Prints a table of `count` held-out prompts with one object and as many with two, what the student has to reach, and one
-    JSON line last, which is kept as assets/bench/student.json; figures go to training/. NotYet before the small decoder was
-    trained."""
+    """Prints a table of `count` held-out prompts with one object and as many with two, what the student (the exported one, else
+    the last) has to reach, and one JSON line last, which is kept as assets/bench/student.json; figures go to training/. NotYet
+    before the small decoder was trained."""
     guide = chain.committed_teacher()
     ways = rows(guide)
     scenes = {number: evaluate.prompts(count, objects=number) for number in (1, 2)}
-    reference, *_, last = ways.values()
+    first, *_, last = ways
+    last = next((name for name, row in ways.items() if row[0].endswith(SHIPPED)), last)
     answer = {"bench": "student", "environment": environment(), "weights": chain.digest(), "prompts": 2 * count, "rows": {}}
     for name, row in ways.items():
-        answer["rows"][name] = told(row, reference, scenes)
+        answer["rows"][name] = told(row, ways[first], scenes)
         print(f"{name:<26} {answer['rows'][name]}", flush=True)
-    if last[2:] == (1, 1.0):  # a student: by turns with the teacher it replaces
-        teacher, student = times(reference, last, repeats)
+    if ways[last][2:] == (1, 1.0):  # a student: by turns with the teacher it replaces
+        teacher, student = times(ways[first], ways[last], repeats)
         answer["seconds"] = {"teacher": round(teacher, 4), "student": round(student, 4), "ratio": round(teacher / student, 1)}
-        first, *_, end = answer["rows"].values()
-        answer["accepted"] = accepted(first, end, teacher / student)
+        both = answer["rows"][first], answer["rows"][last]
+        answer["accepted"] = accepted(*both, teacher / student)
         for name, (value, bar, good) in answer["accepted"].items():
             print(f"{name}: {value} ({'' if good else 'not '}reached: {bar})")
+        whole, kept = (sum(row["parameters"].values()) for row in both)
+        print(f"parameters kept, with the decoder: {kept / whole:.4f}")
     figures(guide, ways, scenes)
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(answer, indent=1) + "\n")

@@ -10,7 +10,7 @@ from ...methods.sdxs import ABOUT, path_of
 from ..export import save
 from ..loop import SHIPPED, checkpoint
 from ..parts import scheduler
-from . import chain, decoder, network, pairs
+from . import UNETS, chain, decoder, network, pairs
 
 
 def pipeline(guide, unet, vae):
@@ -23,18 +23,21 @@ def pipeline(guide, unet, vae):
 
 
 def about(stage):
-    """What student.json tells: sha256 of the teacher's weights, the last stage, and steps, hours and devices of all."""
-    trained = {each: checkpoint(chain.name(each)) for each in ("decoder", *chain.STAGES)}
-    stages = {each: {"step": saved["step"], "hours": round(saved["hours"], 2), "device": sorted({row["device"] for row in saved["log"]})}
+    """What student.json tells: sha256 of the teacher's weights, the stage, and of it and all before it steps, hours, devices and the
+    recipe of each sitting (minutes, steps, batch, learning rate, ...)."""
+    trained = {each: checkpoint(chain.name(each)) for each in ("decoder", *UNETS[:UNETS.index(stage) + 1])}
+    stages = {each: {"step": saved["step"], "hours": round(saved["hours"], 2), "device": sorted({row["device"] for row in saved["log"]}),
+                     "sittings": saved.get("sittings", [])}
               for each, saved in trained.items() if saved}
     told = pairs.saved() or {"latents": (), "steps": None, "guidance": None}
     return {"teacher": chain.digest(), "stage": stage, "stages": stages,
             "pairs": {"count": len(told["latents"]), "steps": told["steps"], "guidance": told["guidance"]}}
 
 
-def export(folder=SHIPPED):
-    """Writes folder/sdxs from the last stage that has run, and its lines of folder/hashes.json. Returns that stage."""
-    stage = next((each for each in reversed(chain.STAGES[1:]) if checkpoint(chain.name(each))), chain.STAGES[1])
+def export(folder=SHIPPED, stage=None):
+    """Writes folder/sdxs from a stage of UNETS, by default the last one after distil that has run, and its lines of
+    folder/hashes.json. Returns that stage. NotYet when it has not run."""
+    stage = stage or next((each for each in reversed(UNETS[1:]) if checkpoint(chain.name(each))), UNETS[1])
     guide, target = chain.committed_teacher(), path_of(folder / "model")
     pipe = pipeline(guide, chain.student(guide, stage), decoder.trained()).to("cpu")
     told = about(stage)

@@ -9,30 +9,33 @@ they judge is drawn from fresh noise and fresh captions.
 """
 
 import copy
+import time
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import nn
 
-from ..loop import DEVICE, autocast, checkpoint, compiled, quick, start_seed, train
+from ..loop import DEVICE, autocast, checkpoint, compiled, quick, start_seed, train, update, write
 from . import chain, network, warmup
 from .pairs import Pairs, empty_like, guided
 
 ONLINE = 5  # updates of the online network for each of the student
-ALPHA, LAM = (0.7, 0.98), (1.0, 0.25)  # from the first to the last update: share of the timesteps, weight of matching
+ALPHA, LAM = (0.7, 0.98), (1.0, 0.25)  # from begin to end: share of the timesteps, weight of matching
 FRESH = 4_000_000_007  # seeds of fresh captions begin here
 LOWEST = 0.02  # share of the timesteps, from the clean end, that are left out: there the noise tells nothing
-HEAD = 100  # updates of the online network before the first of the student: it begins as the teacher
+HEAD, MOST = 300, 0.25  # updates of the online network, which begins as the teacher, before the student's first; their share of the time at most
+TOLD = 50  # updates between two of them that are printed
 PACE = 2.5  # learning rate of the online network, as a multiple of the student's
 
 
 class Pair(nn.Module):
-    """The student, the online network that follows it, and how many updates the student had."""
+    """The student, the online network that follows it, and the share of the way from the first mixture of losses to the last."""
 
     def __init__(self, student, online):
         super().__init__()
         self.student, self.online = student, online
-        self.register_buffer("updates", torch.tensor(0))
+        self.register_buffer("share", torch.tensor(0.0))
 
 
 def direction(drawn, online, teacher):
@@ -61,33 +64,38 @@ def timesteps(count, alpha, last, device):
 
 
 def between(ends, share):
-    return ends[0] + (ends[1] - ends[0]) * min(1.0, share)
+    return ends[0] + (ends[1] - ends[0]) * share
 
 
-def follow(pair, optimizer, noise, text, alphas):
-    """One update of the online network: plain noise prediction on what the student draws now from `noise`. -> its loss"""
+def follow(pair, optimizer, noise, text, alphas, teacher=None):
+    """One update of the online network: plain noise prediction on what the student draws now from `noise`. -> {"online": its
+    loss}, and, with teacher (a U-Net), {"teacher"}: that one's on the same; an online network that is no better lags behind."""
     with torch.no_grad():
         drawn = network.one_step(pair.student, noise, text, alphas)
     t = timesteps(len(drawn), 1.0, len(alphas), drawn.device)
     noise = torch.randn_like(drawn)
-    estimate = pair.online(network.noised(drawn, noise, alphas[t]), t, text).sample
-    error = (estimate.float() - noise).pow(2).mean()
-    error.backward()
-    nn.utils.clip_grad_norm_(pair.online.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return error.detach()
+    noisy = network.noised(drawn, noise, alphas[t])
+    errors = {"online": (pair.online(noisy, t, text).sample.float() - noise).pow(2).mean()}
+    errors["online"].backward()
+    update(pair.online.parameters(), [optimizer])
+    if teacher:
+        with torch.no_grad():
+            errors["teacher"] = (teacher(noisy, t, text).sample.float() - noise).pow(2).mean()
+    return {name: error.detach() for name, error in errors.items()}
 
 
-def loss_of(guide, alphas, optimizer, guidance, updates, downwards=network.downwards):
+def loss_of(guide, alphas, optimizer, guidance, downwards=network.downwards):
     """loss(pair, (noise, tokens, latents, fresh tokens)) for loop.train: the online network's updates, then the student's
-    loss. There are ONLINE + 1 times as many fresh tokens as pairs. optimizer: the online network's; updates: over which alpha
-    and lam move; downwards: see warmup.matching."""
+    loss. There are ONLINE + 1 times as many fresh tokens as pairs. optimizer: the online network's; downwards: see
+    warmup.matching. Both estimates are made in what training computes in: in bfloat16 the gradient errs by 4 to 20 %, more where
+    there is more noise; in single precision an update takes a quarter longer."""
     def loss(pair, batch):
         noise, tokens, latents, fresh = batch
-        *followed, fresh = fresh.split(len(tokens))
-        errors = [follow(pair, optimizer, torch.randn_like(noise), chain.embedded(guide, some), alphas) for some in followed]
-        share = float(pair.updates) / updates
+        *followed, last, fresh = fresh.split(len(tokens))
+        for some in followed:
+            follow(pair, optimizer, torch.randn_like(noise), chain.embedded(guide, some), alphas)
+        errors = follow(pair, optimizer, torch.randn_like(noise), chain.embedded(guide, last), alphas, guide.unet.forward)
+        share = float(pair.share)
         text = chain.embedded(guide, torch.cat([tokens, fresh]))
         drawn = network.one_step(pair.student, torch.cat([noise, torch.randn_like(noise)]), text, alphas)
         t = timesteps(len(drawn), between(ALPHA, share), len(alphas), noise.device)
@@ -100,11 +108,9 @@ def loss_of(guide, alphas, optimizer, guidance, updates, downwards=network.downw
             return network.denoised(noisy, guided(guide.unet, noisy, t, text, empty, guidance), alphas[t])
 
         score = distillation(drawn, t, alphas, online, teacher)
-        match = warmup.matching(guide.unet, drawn[:len(noise)], latents, text[:len(noise)], alphas, downwards)
-        pair.updates += 1
-        return score + between(LAM, share) * match, {
-            "score": score, "match": match, "online": sum(errors) / len(errors), "mean": drawn.mean(), "std": drawn.std(),
-            "wanted": latents.std()}
+        value, told = warmup.paired(guide.unet, drawn[:len(noise)], latents, text[:len(noise)], alphas, downwards)
+        return score + between(LAM, share) * value, {
+            "score": score, **told, **errors, "mean": drawn.mean(), "std": drawn.std(), "wanted": latents.std(), "share": share}
 
     return loss
 
@@ -118,21 +124,41 @@ def batches(pairs, size, tokens):
         seed += (ONLINE + 1) * size
 
 
-def fit(minutes, size, lr, updates, decay=0.25):
-    """Goes on from the checkpoint or, without one, from the warmed-up student; the online network begins as the teacher and
-    follows the student for a while before that moves. decay: see loop.train."""
-    start_seed(chain.name("score"), 13)
+def head(pair, optimizer, guide, drawn, alphas, minutes):
+    """HEAD updates of the online network alone, or as many as fit into `minutes`; the time of the first, which may compile, is not
+    counted. Prints the last of every TOLD. Returns (how many, minutes)."""
+    start, count = None, 0
+    for noise, tokens, *_ in islice(drawn, HEAD):
+        teacher = guide.unet.forward if count % TOLD == TOLD - 1 else None
+        with autocast():
+            errors = follow(pair, optimizer, torch.randn_like(noise), chain.embedded(guide, tokens), alphas, teacher)
+        count, start = count + 1, start or time.time()
+        if teacher:
+            print(f"{chain.name('score')}: online network alone, {count} updates: {({k: round(float(e), 5) for k, e in errors.items()})}", flush=True)
+        if time.time() - start > 60 * minutes:
+            break
+    return count, (time.time() - start) / 60
+
+
+def fit(minutes, size, lr, decay=0.25):
+    """Goes on from the checkpoint or, without one of the warmed-up student as it is now, from that; the online network begins as
+    the teacher and follows the student for a while before that moves. The mixture of the losses goes what is left of its way
+    within `minutes`: an interrupted sitting is gone on with by telling the minutes that are left. decay: see loop.train."""
+    parent, name = chain.parent("score"), chain.name("score")
+    start_seed(name, 13)
     guide, alphas = chain.committed_teacher(minutes), chain.alphas()
-    pair = Pair(quick(chain.student(guide, "warmup"), minutes), quick(copy.deepcopy(guide.unet).requires_grad_(True), minutes))
+    pair = Pair(quick(chain.student(guide, "warmup"), minutes), quick(copy.deepcopy(guide.unet).requires_grad_(True), minutes)).to(DEVICE)
     optimizers = [torch.optim.AdamW(part.parameters(), lr=rate, betas=(0.0, 0.99), weight_decay=1e-3)
                   for part, rate in ((pair.student, lr), (pair.online, PACE * lr))]
     pairs, tokens, report = Pairs(guide), partial(chain.tokens_of, guide), warmup.recalled(guide)
-    drawn = batches(pairs, size, tokens)
-    if checkpoint(chain.name("score")) is None:
-        pair.to(DEVICE)
-        for _, batch in zip(range(HEAD), drawn):
-            with autocast():
-                follow(pair, optimizers[1], torch.randn_like(batch[0]), chain.embedded(guide, batch[1]), alphas)
-    loss = loss_of(guide, alphas, optimizers[1], pairs.guidance, updates, compiled(network.downwards, minutes))
-    return train(chain.name("score"), pair, drawn, loss, minutes, lr, optimizers=optimizers, horizon=100, decay=decay,
-                 report=lambda average: report(average.student), report_every=180)
+    drawn, recipe = batches(pairs, size, tokens), {"batch": size, "parent": parent, "online": ONLINE}
+    if (saved := checkpoint(name)) is None:
+        count, spent = head(pair, optimizers[1], guide, drawn, alphas, MOST * minutes)
+        saved = dict(model=pair.state_dict(), average=pair.state_dict(), step=0, hours=spent / 60, log=[],
+                     sittings=[{"minutes": round(spent, 2), "steps": 0, "head": count, **recipe}], optimizers=[o.state_dict() for o in optimizers])
+        write(name, saved)
+        minutes -= min(spent, MOST * minutes)
+    begun = float(saved["model"]["share"])
+    loss = loss_of(guide, alphas, optimizers[1], pairs.guidance, compiled(network.downwards, minutes))
+    return train(name, pair, drawn, loss, minutes, lr, optimizers=optimizers, horizon=100, decay=decay, recipe=recipe,
+                 report=lambda average: report(average.student), report_every=300, passed=lambda share: pair.share.fill_(begun + (1 - begun) * share))

@@ -24,15 +24,17 @@ CLOSE = (0.02, 0.2)  # range of the small timestep, as shares of all
 
 
 def similarity(a, b, window=WINDOW):
-    """SSIM (Wang et al. 2004, equation 13) of feature maps (B, C, h, w), mean over places and channels -> (B,). Even windows
-    of at most `window`; a channel's dynamic range is four of the deviations that it has in b."""
+    """SSIM (Wang et al. 2004, equation 13) of feature maps (B, C, h, w), mean over places and channels -> (B,), in single
+    precision. Even windows of at most `window`; a channel's dynamic range is four of the deviations that it has in b."""
     size = min(window, *a.shape[2:])
-    a, b = a.float(), b.float()
+    centre = b.float().mean((0, 2, 3), keepdim=True)  # without it, squares far from zero cancel to noise
+    a, b = a.float() - centre, b.float() - centre
     reach = 4 * b.std((0, 2, 3), keepdim=True) + 1e-6
     c1, c2 = (0.01 * reach) ** 2, (0.03 * reach) ** 2
     mean = lambda x: F.avg_pool2d(x, size, stride=1)  # noqa: E731
     ma, mb = mean(a), mean(b)
-    va, vb, cov = mean(a * a) - ma * ma, mean(b * b) - mb * mb, mean(a * b) - ma * mb
+    va, vb, cov = (mean(a * a) - ma * ma).clamp(min=0), (mean(b * b) - mb * mb).clamp(min=0), mean(a * b) - ma * mb
+    ma, mb = ma + centre, mb + centre
     found = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma * ma + mb * mb + c1) * (va + vb + c2))
     return found.mean((1, 2, 3))
 
@@ -50,7 +52,7 @@ def features(unet, clean, noise, t, text, alphas, downwards=network.downwards):
 
 
 def matching(unet, ours, wanted, text, alphas, downwards=network.downwards):
-    """Mean over the stages of 1 - SSIM of features of two pictures, latents (B, 4, h, w): 0 for equal ones. downwards:
+    """Sum over the stages of 1 - SSIM of features of two pictures, latents (B, 4, h, w): 0 for equal ones. downwards:
     network.downwards, or that compiled."""
     low, high = (round(share * len(alphas)) for share in CLOSE)
     t = torch.randint(low, high, (1,), device=ours.device).expand(len(ours))
@@ -58,7 +60,13 @@ def matching(unet, ours, wanted, text, alphas, downwards=network.downwards):
     with torch.no_grad():
         theirs = features(unet, wanted, noise, t, text, alphas, downwards)
     found = features(unet, ours, noise, t, text, alphas, downwards)
-    return sum(1 - similarity(a, b).mean() for a, b in zip(found, theirs)) / len(theirs)
+    return sum(1 - similarity(a, b).mean() for a, b in zip(found, theirs))
+
+
+def paired(unet, drawn, latents, text, alphas, downwards=network.downwards):
+    """(loss, its parts) of what was drawn from paired noise: matching, and WEIGHT times the pseudo-Huber distance."""
+    match, huber = matching(unet, drawn, latents, text, alphas, downwards), pseudo_huber(drawn, latents)
+    return match + WEIGHT * huber, {"match": match, "huber": huber}
 
 
 def starts(noise, latents, alphas):
@@ -77,8 +85,8 @@ def loss_of(guide, alphas, downwards=network.downwards):
         text = chain.embedded(guide, tokens)
         start, t = starts(noise, latents, alphas)
         drawn = network.estimated(student, start, t, text, alphas)
-        match, huber = matching(guide.unet, drawn, latents, text, alphas, downwards), pseudo_huber(drawn, latents)
-        return match + WEIGHT * huber, {"match": match, "huber": huber, "mean": drawn.mean(), "std": drawn.std()}
+        value, told = paired(guide.unet, drawn, latents, text, alphas, downwards)
+        return value, {**told, "mean": drawn.mean(), "std": drawn.std()}
 
     return loss
 
@@ -88,28 +96,46 @@ def batches(pairs, size):
         yield pairs.draw(size)
 
 
-def recalled(guide, count=32):
-    """report(student) for loop.train: recall and background of one-object prompts that neither pairs nor captions hold, drawn
-    in one step. The judge that reads them is in no loss."""
-    scenes, vae, alphas = evaluate.prompts(count, 70_000_027), chain.decoder_teacher(), chain.alphas()
-    noise = torch.cat([evaluate.noise(REPORTED + i) for i in range(count)]).to(DEVICE)
+def spread(latents):
+    """Root mean square distance of two pictures of one prompt, mean over the prompts. latents: (prompts, seeds, ...)"""
+    return sum(torch.pdist(each.flatten(1)).mean() for each in latents) / len(latents) / latents[0, 0].numel() ** 0.5
+
+
+def recalled(guide, count=24, prompts=8, seeds=4):
+    """report(student) for loop.train, of what is drawn in one step for `count` prompts of one object and as many of two that neither
+    pairs nor captions hold: recall of both, the backgrounds', and the latents' `spread` over `seeds` of some `prompts`, which falls
+    where prompts get one picture each. The judge that reads them is in no loss."""
+    asked = [evaluate.prompts(count, 70_000_027, number) for number in (1, 2)]
+    some = [scene for scenes in asked for scene in scenes[:prompts // 2]]
+    vae, alphas = chain.decoder_teacher(), chain.alphas()
 
     @torch.no_grad()
-    def report(student):
+    def drawn(student, scenes):
+        noise = torch.cat([evaluate.noise(REPORTED + i) for i in range(len(scenes))]).to(DEVICE)
         text = chain.embedded(guide, chain.tokens_of(guide, [scene.caption for scene in scenes]))
-        latents = [network.one_step(student, *some, alphas) for some in zip(noise.split(8), text.split(8))]
-        pictures = [(vae.decode(each).sample.clamp(-1, 1) * 127.5 + 127.5).round().byte() for each in latents]
-        found = measures.recall(scenes, [Image.fromarray(each.permute(1, 2, 0).cpu().numpy()) for each in torch.cat(pictures)])[0]
-        return {"objects": found["objects"], "background": found["background"]}
+        return torch.cat([network.one_step(student, *each, alphas) for each in zip(noise.split(8), text.split(8))])
+
+    @torch.no_grad()
+    def painted(latents):
+        pictures = (vae.decode(latents).sample.clamp(-1, 1) * 127.5 + 127.5).round().byte()
+        return [Image.fromarray(each.permute(1, 2, 0).cpu().numpy()) for each in pictures]
+
+    def report(student):
+        told = [measures.recall(scenes, [picture for latents in drawn(student, scenes).split(8) for picture in painted(latents)])[0]
+                for scenes in asked]
+        many = drawn(student, [scene for scene in some for _ in range(seeds)])
+        return {"one": told[0]["objects"], "two": told[1]["objects"], "background": (told[0]["background"] + told[1]["background"]) / 2,
+                "spread": round(float(spread(many.unflatten(0, (-1, seeds)))), 4)}
 
     return report
 
 
 def fit(minutes, size, lr, decay=0.25):
-    """Goes on from the checkpoint or, without one, from the distilled student. decay: see loop.train."""
+    """Goes on from the checkpoint or, without one of the distilled student as it is now, from that. decay: see loop.train."""
+    parent = chain.parent("warmup")
     start_seed(chain.name("warmup"), 12)
     guide = chain.committed_teacher(minutes)
     student = quick(chain.student(guide, "distil"), minutes)
     loss = loss_of(guide, chain.alphas(), compiled(network.downwards, minutes))
     return train(chain.name("warmup"), student, batches(Pairs(guide), size), loss, minutes, lr, decay=decay,
-                 report=recalled(guide), report_every=180)
+                 report=recalled(guide), report_every=300, recipe={"batch": size, "parent": parent})
