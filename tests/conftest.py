@@ -130,7 +130,7 @@ def fit_olss(tiny_pipe, folder):
         belongs = {"guidance": 3.0, "weights": fitted.weights(folder)}
     (folder.parent / "olss").mkdir()
     for n in (4, 10):
-        nodes = calibrate.nodes_of(known, "olss", n)
+        nodes = subspace.search(known.R, n)
         timesteps = known.full.timesteps[nodes].tolist()
         prior = solvers.combination(solvers.at(config, "unipc", timesteps))
         found = solvers.linear(config, timesteps, subspace.coefficients(known.R, nodes, prior, 1e-3), belongs)

@@ -173,16 +173,30 @@ def test_the_error_falls_with_the_steps_and_is_below_ddims(known):
 
 
 def test_the_hold_and_the_refit_are_chosen_by_runs_that_nothing_was_fitted_to(known):
-    nodes = subspace.search(known.R, 5)
-    prior = solvers.combination(solvers.at(CONFIG, "unipc", known.full.timesteps[nodes].tolist()))
-    tried = [(subspace.coefficients(known.R, nodes, prior, hold), hold, False) for hold in calibrate.HOLDS]
-    elsewhere = dataclasses.replace(known, measuring=known.choosing)
-    fit = calibrate.fit(known, "olss", 5)
-    errors = {hold: error_of(elsewhere, nodes, coefficients) for coefficients, hold, _ in tried}
-    assert fit.error == pytest.approx(min(errors.values())) and errors[fit.hold] == min(errors.values()) and not fit.refit
-    both = calibrate.fit(known, "olss", 5, refit=True)
-    again = error_of(elsewhere, nodes, calibrate.refitted(known, fit, prior))
-    assert both.refit == (again < fit.error) and both.error == pytest.approx(min(again, fit.error))
+    nodes = subspace.even(40, 5)
+    prior, elsewhere = calibrate.prior_at(known, nodes, "unipc"), dataclasses.replace(known, measuring=known.choosing)
+    errors = {hold: error_of(elsewhere, nodes, subspace.coefficients(known.R, nodes, prior, hold)) for hold in calibrate.HOLDS}
+    fit = calibrate.fit(known, "olss-p", 5)
+    assert fit.nodes == nodes and fit.error == pytest.approx(min(errors.values())) and errors[fit.hold] == min(errors.values()) and not fit.refit
+    both = calibrate.fit(known, "olss-p", 5, refit=True)
+    again = {hold: error_of(elsewhere, nodes, calibrate.refitted(known, dataclasses.replace(fit, hold=hold), prior)) for hold in calibrate.HOLDS}
+    assert both.refit == (min(again.values()) < fit.error) and both.error == pytest.approx(min(*again.values(), fit.error))
+
+
+@pytest.mark.parametrize("n", (3, 5, 8))
+def test_searched_nodes_are_never_worse_than_even_ones_or_the_papers_on_the_runs_that_choose(known, n):
+    found = calibrate.fit(known, "olss", n)
+    for start in calibrate.starts(known, "olss", n):
+        assert found.error <= min(one.error for one in calibrate.fits(known, start, "unipc"))
+    assert found.nodes[0] == 0 and len(set(found.nodes)) == n and found.nodes == sorted(found.nodes)
+
+
+def test_a_climb_moves_nodes_until_no_move_helps(known):
+    start, = calibrate.fits(known, [0, 1, 2, 3, 4], "unipc", (0.1,))
+    found = calibrate.climbed(known, start, "unipc")
+    assert found.error < start.error and found.nodes[0] == 0 and found.hold == 0.1
+    assert calibrate.neighbours([0, 3, 5], 2, 6) == [[0, 1, 5]] and calibrate.neighbours([0, 3], 1, 6) == [[0, 2], [0, 4]]
+    assert calibrate.climbed(known, found, "unipc").error <= found.error
 
 
 def test_a_refit_fits_to_what_the_short_run_meets(known):
@@ -258,7 +272,7 @@ def test_ays_timesteps_are_the_published_ones_for_stable_diffusions_betas_alone(
         found = solvers.ays(CONFIG, n)
         assert len(found) == n and found[0] == 999 and all(a > b for a, b in zip(found, found[1:]))
     other = calibrate.study({**CONFIG, "beta_end": 0.02}, 5, [Straight(2, 1)], [], [])
-    assert calibrate.nodes_of(other, "ays", 3) is None and calibrate.fit(other, "ays", 3) is None
+    assert calibrate.starts(other, "ays", 3) == [] and calibrate.fit(other, "ays", 3) is None
 
 
 def test_gaps_vanish_on_the_path_and_are_distances_off_it(known):

@@ -3,7 +3,8 @@
 Duan et al., arXiv 2305.14677. Beyond the paper: coefficients are held near those of a known solver at the same timesteps,
 as firmly as proves best on runs that they were not fitted to, and may be fitted once more to the outputs that the short
 run itself meets. Rows are fitted to the full run's outputs, and what they leave over adds up from step to step: plain
-least squares knows nothing of that, solvers do.
+least squares knows nothing of that, solvers do. For the same reason the path that the paper's search finds, which looks at
+one hop at a time, is compared with even nodes, and the better of them climbs: nodes move where that helps on the same runs.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +14,8 @@ import torch
 from ..search.network import Network
 from . import runs, solvers, subspace
 
-HOLDS = (1e-6, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)  # how firmly coefficients are held near the solver's: lam of subspace.solve
+HOLDS = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)  # how firmly coefficients are held near the solver's: lam of subspace.solve
+MOVES, STRIDES = 40, (4, 2, 1)  # of a climb: paths that are tried at most, and indices that a node moves by
 
 
 @dataclass
@@ -71,30 +73,70 @@ def study(config, steps, fitting, choosing, measuring):
     return Study(config, full, R, groups, *others)
 
 
-def nodes_of(found, search, n):
-    """The n indices into the full run that a choice of timesteps (olss.SEARCHES) means; None where it does not apply."""
+def starts(found, search, n):
+    """Paths of n indices into the full run that a choice of timesteps (olss.SEARCHES) begins with; none where it does not apply."""
+    even = subspace.even(len(found.full.timesteps), n)
     if search == "olss":
-        return subspace.search(found.R, n)
+        return [subspace.search(found.R, n), even]
     if search == "olss-p":
-        return subspace.even(len(found.full.timesteps), n)
+        return [even]
     wanted = solvers.ays(found.config, n)
-    return wanted and subspace.fill(found.R, {int((found.full.timesteps - t).abs().argmin()) for t in wanted}, n)
+    return [subspace.fill(found.R, {int((found.full.timesteps - t).abs().argmin()) for t in wanted}, n)] if wanted else []
 
 
 def fit(found, search, n, anchor="unipc", refit=False):
     """The best Fit of n steps, or None where `search` does not apply. anchor: the solver that coefficients are held near,
     one of solvers.SOLVERS; refit: whether that is tried, too."""
-    nodes = nodes_of(found, search, n)
-    if nodes is None:
-        return None
-    timesteps = found.full.timesteps[nodes].tolist()
-    prior = solvers.combination(solvers.at(found.config, anchor, timesteps))
-    tried = [judged(found, Fit(nodes, timesteps, subspace.coefficients(found.R, nodes, prior, hold), hold)) for hold in HOLDS]
-    best = min(tried, key=lambda one: one.error)
-    if not refit:
-        return best
-    other = judged(found, replace(best, coefficients=refitted(found, best, prior), refit=True))
-    return min(best, other, key=lambda one: one.error)
+    tried = [one for nodes in starts(found, search, n) for one in fits(found, nodes, anchor)]
+    best = min(tried, key=error, default=None)
+    if search == "olss":
+        best = min([best, *fits(found, climbed(found, best, anchor).nodes, anchor)], key=error)
+    if best and refit:
+        prior = prior_at(found, best.nodes, anchor)
+        others = [replace(best, hold=hold, refit=True) for hold in HOLDS]
+        best = min([best, *(judged(found, replace(one, coefficients=refitted(found, one, prior))) for one in others)], key=error)
+    return best
+
+
+def error(one):
+    return one.error
+
+
+def prior_at(found, nodes, anchor):
+    """(wx, we) of a known solver at the timesteps of nodes."""
+    return solvers.combination(solvers.at(found.config, anchor, found.full.timesteps[nodes].tolist()))
+
+
+def fits(found, nodes, anchor, holds=HOLDS):
+    """A judged Fit of `nodes` for each of `holds`."""
+    prior, timesteps = prior_at(found, nodes, anchor), found.full.timesteps[nodes].tolist()
+    return [judged(found, Fit(nodes, timesteps, subspace.coefficients(found.R, nodes, prior, hold), hold)) for hold in holds]
+
+
+def climbed(found, best, anchor):
+    """The Fit that `best` becomes when nodes move, one at a time and ever less far, as long as its error falls."""
+    left = MOVES
+    for stride in STRIDES:
+        moved = True
+        while moved and left:
+            moved = False
+            for nodes in neighbours(best.nodes, stride, len(found.full.timesteps))[:left]:
+                one, = fits(found, nodes, anchor, (best.hold,))
+                left -= 1
+                if one.error < best.error:
+                    best, moved = one, True
+                    break
+    return best
+
+
+def neighbours(nodes, stride, end):
+    """Paths in which one node, but the first, is `stride` indices earlier or later and still between those beside it."""
+    found = []
+    for i in range(1, len(nodes)):
+        for node in (nodes[i] - stride, nodes[i] + stride):
+            if nodes[i - 1] < node < [*nodes, end][i + 1]:
+                found.append([*nodes[:i], node, *nodes[i + 1:]])
+    return found
 
 
 def judged(found, one):

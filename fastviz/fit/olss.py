@@ -48,11 +48,13 @@ def asked_for(args):
 
 
 def amount(config, asked, steps, searches, reference, refit):
-    """Units of work: full runs, peers, and for every schedule its holds, its refit and the measurement."""
+    """Units of work, at most: full runs, peers, and for every schedule its holds, its climb, its refits and the measurement."""
     fitting, choosing, measuring = map(len, asked)
-    each = choosing * (len(calibrate.HOLDS) + refit) + fitting * refit + measuring
+    holds = len(calibrate.HOLDS)
+    each = choosing * holds + (fitting + choosing) * holds * refit + measuring
+    climb = choosing * (2 * holds + calibrate.MOVES) * ("olss" in searches)
     return (reference * (fitting + choosing + measuring)
-            + sum(n * (each * len(searches) + measuring * len(solvers.peers(config, n))) for n in steps))
+            + sum(n * (each * len(searches) + climb + measuring * len(solvers.peers(config, n))) for n in steps))
 
 
 # What comes out

@@ -86,7 +86,7 @@ def curves(found, log):
         axes.set_xlabel("Steps", color=t.LIGHT.ink, fontsize=9)
         axes.set_title(title, loc="left", color=t.LIGHT.ink, fontsize=10)
     steps, values = zip(*((row["step"], row["loss"]) for row in log if "loss" in row))
-    windows = [slice(max(0, i - WINDOW), i + WINDOW + 1) for i in range(0, len(log), WINDOW)]
+    windows = [slice(max(0, i - WINDOW), i + WINDOW + 1) for i in range(0, len(steps), WINDOW)]
     losses.plot([np.median(steps[w]) for w in windows], [np.median(values[w]) for w in windows], color=t.COLOURS[0])
     losses.set_yscale("log")
     losses.tick_params(which="minor", colors=t.LIGHT.faint, labelsize=8)
