@@ -18,6 +18,7 @@ ATLAS = Path(__file__).parents[2] / "assets/stickers/atlas.webp"
 CELL = 136  # px, one glyph of the atlas with its transparent margin
 GRID = 8  # px, the step of a sticker's position
 SIDES = {"small": 56, "medium": 88, "big": 120}  # px, a glyph's longer side; with its rim 8, 12 and 16 cells
+SAID = {"train": (3, 4, 3), "heldout": (2, 6, 2)}  # how often each size is drawn: what captions say is practised more than it is asked
 RIM = 4  # px, the white cut-out rim around a glyph
 
 
@@ -155,7 +156,7 @@ def sample(rng, split="train", count=None, aside=0.0):
             break
     said = None if split == "train" and rng.random() < 0.08 and count else scenery
     relation = spoken = None
-    sizes = rng.choices(SIZES, weights=(2, 6, 2), k=count)
+    sizes = rng.choices(SIZES, weights=SAID[split], k=count)
     if count == 2:
         relation = rng.choices(("left", "right", "above", "below"), weights=(3, 3, 2, 2))[0]
         spoken = relation if rng.random() < 0.65 else None
