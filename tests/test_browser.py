@@ -81,7 +81,7 @@ class Visit:
         return self.page.locator("#status .status").inner_text()
 
     def methods(self, *keys):
-        for key in ("few_step", "attention_reuse", "tome"):
+        for key in ("few_step", "attention_reuse", "tome", "atedm"):
             self.page.locator(f"#method-{key} input").set_checked(key in keys)
 
     def small(self, steps=3):

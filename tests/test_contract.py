@@ -18,7 +18,7 @@ from fastviz.cost import flops, total
 from fastviz.methods import METHODS, attached, full, steps_of
 from fastviz.request import Request, stack_keys
 from fastviz.run import Failed, Stopped, context_of, encoded, generate, network_inputs
-from fastviz.trace import CHANNELS, Trace, load
+from fastviz.trace import CHANNELS, SCHEMA, Trace, load
 
 STEPS = 4
 REQUEST = Request("a cat on the beach", seed=11, steps=STEPS, size=128, guidance=3.0)
@@ -240,7 +240,7 @@ def test_what_is_recorded_is_documented(tiny_pipe, stack, tmp_path):
     generate(tiny_pipe, REQUEST, stack, steps_of(stack, REQUEST.steps), trace=trace)
     trace.save(tmp_path / "run.npz")
     found = load(tmp_path / "run.npz")
-    assert found.about["schema"] == 1 and found.about["tokens"] and [told.pop("key") for told in found.about["methods"]] == stack_keys(stack).split("+")
+    assert found.about["schema"] == SCHEMA and found.about["tokens"] and [told.pop("key") for told in found.about["methods"]] == stack_keys(stack).split("+")
     ends = {"block": r"transformer_blocks\.\d+", "transformer": r"attentions\.\d+", "scheduler": "scheduler", "attn1": r"attn1", "attn2": "attn2", "": ""}
     for channel, cells in found.channels.items():
         layer, shape, dtype, _ = CHANNELS[channel]

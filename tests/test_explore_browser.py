@@ -149,7 +149,7 @@ def taken_away(tab):
     with tab.page.expect_download() as download:
         tab.page.locator("#tables a").first.click()
     lines = open(download.value.path()).read().splitlines()
-    assert len(lines) == 10 and lines[0].startswith("row,tome.ratio,prompt,seed,steps,seconds")
+    assert len(lines) == 10 and lines[0].startswith("row,tome.ratio,prompt,seed,steps taken,seconds")
 
 
 def again(tab):

@@ -93,7 +93,7 @@
     parts.controls = h("div", { class: "looking" },
       h("div", { class: "scrub" }, parts.play, parts.step, parts.told, h("label", { for: "inside-block" }, "Block"), parts.block, parts.where),
       h("div", { class: "choose" }, h("label", {}, "Drawn over ", parts.under), parts.strips, h("label", {}, parts.over, " Overlay")),
-      h("div", { class: "chips", role: "group", "aria-label": "What to show" }, parts.chips[0], value.words.length ? [h("span", {}, "Attention to:"), parts.chips.slice(1)] : []), parts.hint);
+      h("div", { class: "chips", role: "group", "aria-label": "What to show" }, parts.chips[0], value.words.length ? [h("span", {}, "Attention to:"), ...parts.chips.slice(1)] : []), parts.hint);
     parts.grid = h("div", { class: "lenses" });
     parts.legend = h("p", { class: "note" }, "The strip below each picture: steps from left to right, blocks from top to bottom. Click it to go there. The band under it: all work of each step; orange is what was saved of the full model's.");
     parts.figures = h("div", { class: "schemes" });
