@@ -82,6 +82,14 @@ def test_before_anything_is_recorded_there_is_nothing_to_choose(finished):
     assert told["blocks"] == told["words"] == told["rows"] == []
 
 
+def test_the_words_are_there_before_the_blocks_with_which_the_page_begins(finished, monkeypatch):
+    look, boards = Inside(finished), []
+    monkeypatch.setattr(inside, "words_of", lambda model, prompt: boards.append(look.board()) or [(1, "cat")])
+    monkeypatch.setattr(look, "traced", lambda *told: boards.append(look.board()) or {})
+    look.compute()
+    assert boards[0]["blocks"] == [] and boards[1]["words"] == [{"token": 1, "text": "cat"}] and boards[1]["blocks"]
+
+
 def test_overlays_are_those_of_the_rows_that_skipped_something(look):
     found = look.overlay(wanted(look, "skipped"))
     assert found["key"] == "k" and [list(row) for row in found["rows"].values()] == [[], ["groups"], ["moved.self"], []]

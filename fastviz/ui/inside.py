@@ -89,8 +89,8 @@ class Inside(Work):
         self.folder = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR")))
         request, pipe = self.job.request, models.load(self.job.request.model)
         side = request.size // pipe.vae_scale_factor
+        self.words = words_of(request.model, request.prompt)  # before the blocks: with these the page begins
         self.blocks = [(name, block_label(name, size)) for name, _, size in transformer_blocks(pipe.unet, (side, side))]
-        self.words = words_of(request.model, request.prompt)
         for i, row in enumerate(self.asked):
             self.views.append(self.traced(pipe, i, row))
             self.fresh = True
