@@ -145,7 +145,8 @@ def time_once(pipe, request, lane, lanes, on_progress, stop, on_glimpse):
     on_step(0, lane.steps)
     if not lane.runs:
         prepare(pipe, request, lane, lanes, stop)
-    look = None if lane.runs or not on_glimpse else Glimpses(lambda picture: on_glimpse(lane.index, picture), sdxs.previewing(pipe))
+    seen = on_glimpse and not lane.runs and pipe.device.type == "cpu"  # see Glimpses: elsewhere no decoder need be loaded
+    look = None if not seen else Glimpses(lambda picture: on_glimpse(lane.index, picture), sdxs.previewing(pipe))
     run = generate(pipe, request, lane.stack, lane.steps, on_step=on_step, stop=stop, glimpse=look)
     lane.runs.append(run)
     lane.pace = run.seconds / len(run.steps)

@@ -9,20 +9,15 @@ the things that a prompt names are found in the picture, give or take ALLOWED. P
 claim holds, or fails, when the 95 % bootstrap interval of their mean difference says so; else it is open.
 """
 
-import argparse
-import json
 from dataclasses import replace
-from pathlib import Path
 from statistics import mean
 
-from .. import cost, fitted, metrics, models
-from ..compare import environment
+from .. import cost, metrics
 from ..methods import atedm, attention_reuse, full, tome
-from ..request import Request, check_number
 from ..run import generate
-from ..search import held_out, prompts
+from ..search import held_out
 from ..search.sampler import EQUAL
-from ..search.session import Bar
+from . import prompted
 
 SEED = 70_000  # of the first prompt's noise
 REUSED = 0.2  # share of the steps that reuse, early or late
@@ -94,29 +89,10 @@ def table(found):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m fastviz bench claims", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="stickers", choices=models.MODELS)
-    parser.add_argument("--count", type=int, default=16, help="prompts, of things that the model was not trained on together")
-    parser.add_argument("--prompts-file", help="a file with one prompt a line; not needed for the embedded model")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--out", help="file that the JSON is written to as well")
-    args = parser.parse_args(argv)
-    check_number("count", "--count", args.count, 2, 10_000, int)
-    check_number("steps", "--steps", args.steps, 5, 1000, int)
-    texts, pipe = prompts.read(args.model, 0, args.count, args.prompts_file)[1], models.load(args.model)
-    asked = [Request(text, seed=SEED + i, steps=args.steps, model=args.model, methods="full") for i, text in enumerate(texts)]
-    knobs, told, bar = arms(pipe, asked[0]), [], Bar()
-    for i, request in enumerate(asked):
-        bar.show(i / len(asked), f"prompt {i + 1} of {len(asked)}")
-        told.append(scores(pipe, request, knobs))
-    bar.close()
-    found = tested(told)
+    args, pipe, asked = prompted.asked("claims", __doc__, argv, SEED, 16, 50, least=2)
+    knobs = arms(pipe, asked[0])
+    found = tested([scores(pipe, request, knobs) for request in prompted.watched(asked)])
     print(f"{len(asked)} prompts, {args.steps} steps; even pruning takes {knobs['even'].ratio:.0%} of the tokens for as many FLOPs.\n")
     print(table(found))
-    home = fitted.folder(pipe)
-    answer = {"bench": "claims", "model": args.model, "weights": home and fitted.weights(home), "prompts": len(asked),
-              "steps": args.steps, "claims": found, "environment": environment(pipe)}
-    if args.out:
-        Path(args.out).write_text(json.dumps(answer, indent=1, allow_nan=False) + "\n")
-    print(json.dumps(answer, allow_nan=False))
+    prompted.answer("claims", args, pipe, claims=found)
     return 0

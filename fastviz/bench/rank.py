@@ -7,21 +7,15 @@ the limit itself: how far another round would move it, in the worst head.
 A round counts every query's votes, which takes about half an attention; a sample counts some of them.
 """
 
-import argparse
-import json
-from pathlib import Path
 from statistics import mean
 
 import torch
 
-from .. import fitted, gwpr, models
-from ..compare import environment
+from .. import gwpr
 from ..methods import atedm
 from ..patch import replaced
-from ..request import Request, check_number
 from ..run import generate
-from ..search import prompts
-from ..search.session import Bar
+from . import prompted
 
 SEED = 80_000  # of the first prompt's noise
 LIMIT = dict(rounds=400, tolerance=1e-7, strips=32)
@@ -103,28 +97,11 @@ def table(found):
 
 @torch.inference_mode()
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m fastviz bench rank", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="stickers", choices=models.MODELS)
-    parser.add_argument("--count", type=int, default=8, help="prompts, of things that the model was not trained on together")
-    parser.add_argument("--prompts-file", help="a file with one prompt a line; not needed for the embedded model")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--out", help="file that the JSON is written to as well")
-    args = parser.parse_args(argv)
-    check_number("count", "--count", args.count, 1, 10_000, int)
-    check_number("steps", "--steps", args.steps, 5, 1000, int)
-    texts, pipe, told, bar = prompts.read(args.model, 0, args.count, args.prompts_file)[1], models.load(args.model), [], Bar()
-    for i, text in enumerate(texts):
-        bar.show(i / len(texts), f"prompt {i + 1} of {len(texts)}")
-        request = Request(text, seed=SEED + i, steps=args.steps, model=args.model, methods="full")
-        told += [(q.shape[2], measured(q, k)) for q, k in graphs(pipe, request)]
-    bar.close()
-    found, home = summary(told), fitted.folder(pipe)
-    print(f"{len(told)} attentions of {len(texts)} pictures, {args.steps} steps; {1 - atedm.Knobs().ratio:.0%} of the tokens are kept.\n")
+    args, pipe, requests = prompted.asked("rank", __doc__, argv, SEED, 8, 20)
+    told = [(q.shape[2], measured(q, k)) for request in prompted.watched(requests) for q, k in graphs(pipe, request)]
+    found = summary(told)
+    print(f"{len(told)} attentions of {len(requests)} pictures, {args.steps} steps; {1 - atedm.Knobs().ratio:.0%} of the tokens are kept.\n")
     print(table(found))
     print(f"\nThe paper: {PAPER}. Ours, where the map is not held: {OURS}.")
-    answer = {"bench": "rank", "model": args.model, "weights": home and fitted.weights(home), "prompts": len(texts), "steps": args.steps,
-              "attentions": len(told), "tokens": found, "environment": environment(pipe)}
-    if args.out:
-        Path(args.out).write_text(json.dumps(answer, indent=1, allow_nan=False) + "\n")
-    print(json.dumps(answer, allow_nan=False))
+    prompted.answer("rank", args, pipe, attentions=len(told), tokens=found)
     return 0
