@@ -107,6 +107,30 @@ def test_muon_descends():
     assert loss < 0.2 * target.pow(2).mean()
 
 
+def test_the_ends_of_a_network_are_not_made_orthogonal_and_nothing_is_left_out():
+    model = autoencoder.tiny().decoder
+    names = {id(p): name for name, p in model.named_parameters()}
+    inner, outer = ([names[id(p)] for group in optimizer.param_groups for p in group["params"]] for optimizer in muon.optimizers(model, 1e-3))
+    assert sorted(inner + outer) == sorted(names.values())
+    edges = [name for name, p in model.named_parameters() if p.ndim == 4 and 4 > min(p.shape[:2]) or p.shape[1:2] == (4,)]
+    assert len(edges) == 2 and set(edges) < set(outer) and all(name.endswith("weight") for name in inner)
+
+
+def test_decoders_are_trained_for_the_settled_latents(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loop, "RECENT", 0)
+    settled = autoencoder.trained().encoder.state_dict()
+    _, log = autoencoder.fit_decoder(0.05, 2, 1e-4)
+    assert log[-1]["heldout_psnr"] > 20
+    after = autoencoder.trained()
+    assert all(torch.equal(after.encoder.state_dict()[name], value) for name, value in settled.items())
+    assert torch.equal(after.decoder.state_dict()["layers.0.weight"], loop.checkpoint("decoder")["average"]["layers.0.weight"])
+    _, log = autoencoder.fit_reference(0.05, 2, 1e-3)
+    pictures = torch.rand(1, 3, 64, 64) * 2 - 1
+    assert autoencoder.trained_reference().decode(after.encode(pictures).latents).sample.shape == pictures.shape
+    assert log[-1]["match"] < 100 and log[-1]["heldout_psnr"] > 0
+
+
 def test_folding_the_batch_norms_leaves_the_judge_as_it_was():
     torch.manual_seed(0)
     model, pictures = judge.build(), torch.rand(2, 3, 128, 128) * 2 - 1

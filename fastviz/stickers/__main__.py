@@ -32,10 +32,10 @@ STAGES = {
     "export-sketch": "13: write it to assets/stickers/sketch, where the app finds it",
     "evaluate-sketch": "14: figures and pictures of what it does, in training/",
 }
-TRAINING = {"autoencoder": (8, 1.5e-3), "decoder": (8, 1e-3), "reference": (8, 1e-3), "judge": (24, 2e-3),
+TRAINING = {"autoencoder": (8, 1.5e-3), "decoder": (8, 3e-3), "reference": (8, 3e-3), "judge": (24, 2e-3),
             "teacher": (24, 2e-3), "text": (64, 1e-3), "distil": (8, 1e-3), "student-decoder": (8, 1e-3), "warmup": (16, 2e-4), "score": (8, 5e-5),
             "sketch": (16, 2e-3)}  # batch and learning rate for a CPU
-DECAYING = ("teacher", "distil", "student-decoder", "warmup", "score")  # stages that may be trained in several sittings
+DECAYING = ("decoder", "reference", "teacher", "distil", "student-decoder", "warmup", "score")  # stages that may be trained in several sittings
 
 
 def main():
@@ -94,9 +94,9 @@ def run(args):
     elif args.stage == "autoencoder":
         autoencoder.fit(args.minutes, args.batch, args.lr)
     elif args.stage == "decoder":
-        autoencoder.fit_decoder(args.minutes, args.batch, args.lr)
+        autoencoder.fit_decoder(args.minutes, args.batch, args.lr, args.decay)
     elif args.stage == "reference":
-        autoencoder.fit_reference(args.minutes, args.batch, args.lr)
+        autoencoder.fit_reference(args.minutes, args.batch, args.lr, args.decay)
     elif args.stage == "judge":
         judge.fit(args.minutes, args.batch, args.lr)
     elif args.stage == "teacher":

@@ -52,3 +52,15 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(p)
         state["momentum"].lerp_(p.grad, 1 - factor)
         return p.grad.lerp(state["momentum"], factor)  # Nesterov
+
+
+def optimizers(model, lr):
+    """Muon for the matrices inside a network; AdamW for its norms, biases, first and last convolution (those with a side of four
+    channels or fewer) and, slower and with decay, for a text encoder: Muon's changes never get smaller, and under them attention
+    over words ended up blind, see retext."""
+    inner, outer, text = [], [], []
+    for name, p in model.named_parameters():
+        edge = p.ndim < 2 or min(p.shape[:2]) <= 4
+        (text if name.startswith("text.") else outer if edge else inner).append(p)
+    groups = [dict(params=outer)] + [dict(params=text, lr=lr / 5, weight_decay=0.05)] * bool(text)
+    return [Muon(inner, lr=lr), torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)]

@@ -15,7 +15,7 @@ from torch import nn
 
 from . import autoencoder, parts, world
 from .loop import DEVICE, SHIPPED, checkpoint, feed, quick, shipped, start_seed, train
-from .muon import Muon
+from .muon import optimizers
 
 WINDOW, WHOLE = 16, 32  # latent cells
 EMPTY = 0.1  # share of captions dropped, for guidance
@@ -198,17 +198,6 @@ def noise_loss(alphas, clear, seen=None):
             "low": plain[:count // 2].mean(), "high": plain[count // 2:].mean(), "place": place}
 
     return loss
-
-
-def optimizers(model, lr):
-    """Muon for the matrices inside a U-Net; AdamW for its norms, biases, first and last convolution and, slower and with decay,
-    for a text encoder: Muon's changes never get smaller, and under them attention over words ended up blind, see retext."""
-    inner, outer, text = [], [], []
-    for name, p in model.named_parameters():
-        edge = p.ndim < 2 or "conv_in" in name or "conv_out" in name
-        (text if name.startswith("text.") else outer if edge else inner).append(p)
-    groups = [dict(params=outer)] + [dict(params=text, lr=lr / 5, weight_decay=0.05)] * bool(text)
-    return [Muon(inner, lr=lr), torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)]
 
 
 def committed():

@@ -13,6 +13,7 @@ import torch
 
 from .. import teacher, world
 from ..loop import DEVICE, compiled, feed, quick, start_seed, train
+from ..muon import optimizers
 from . import chain, network
 
 MOST = 8  # times that an error at the noisiest timestep counts
@@ -93,4 +94,4 @@ def fit(minutes, size, lr, decay=0.25, fresh=2.0, room=12_000):
     encoder = chain.decoder_teacher().encoder
     batches = scenes(guide, encoder, size, fresh, room, seed)
     return train(chain.name("distil"), student, batches, loss_of(guide, chain.alphas(), compiled(network.inside, minutes)), minutes, lr,
-                 optimizers=teacher.optimizers(student, lr), decay=decay, report=heldout(guide, encoder), report_every=120, recipe={"batch": size})
+                 optimizers=optimizers(student, lr), decay=decay, report=heldout(guide, encoder), report_every=120, recipe={"batch": size})

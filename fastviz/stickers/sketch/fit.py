@@ -9,6 +9,7 @@ import torch
 
 from .. import autoencoder, parts, teacher, world
 from ..loop import DEVICE, feed, quick, shipped, start_seed, train
+from ..muon import optimizers
 from ..sdxs import chain
 from . import network, outline
 
@@ -108,4 +109,4 @@ def fit(minutes, size, lr, fresh=2.0, room=6000):
         store.add(*next(painted))
     batches = teacher.stream(store, painted, size, SHARE, fresh, seed)
     return train(name(), control, batches, loss_of(guide), minutes, lr, horizon=300,
-                 optimizers=teacher.optimizers(control, lr), report=report_of(guide, encoder), report_every=120)
+                 optimizers=optimizers(control, lr), report=report_of(guide, encoder), report_every=120)
