@@ -412,10 +412,29 @@ def test_halves_choose_together_alone_or_by_the_prompt(tiny_pipe):
 
 
 @pytest.mark.parametrize("knobs", (replace(PLAIN, score="cross"), replace(PLAIN, score="cross", recover="nearest"),
-                                   replace(PLAIN, heads="mean"), replace(PLAIN, queries=4), replace(PLAIN, queries=7, recover="nearest")))
+                                   replace(PLAIN, heads="mean"), replace(PLAIN, queries=4), replace(PLAIN, queries=7, recover="nearest"), replace(PLAIN, head=2)))
 def test_other_ranks_choose_other_tokens(tiny_pipe, knobs):
     (_, usual), (_, other) = hidden(tiny_pipe, PLAIN), hidden(tiny_pipe, knobs)
     assert usual["kept"][0].sum() == other["kept"][0].sum() and not np.array_equal(usual["kept"][0], other["kept"][0])
+
+
+@pytest.mark.parametrize("head", (1, 2))
+def test_only_the_heads_that_are_asked_vote(tiny_pipe, head):
+    name, read = "down_blocks.0.attentions.0", {}
+    block = tiny_pipe.unet.get_submodule(name).transformer_blocks[0]
+    hook = block.norm1.register_forward_hook(lambda module, args, out: read.setdefault("x", out))
+    _, context = predicted(tiny_pipe, replace(PLAIN, head=head, rounds=3, strips=1, tolerance=0.0), trace=Trace())
+    hook.remove()
+    expected = []
+    for half in attention_map(block.attn1, read["x"], read["x"]).double().numpy():
+        asked = half[::head]
+        assert len(asked) < len(half) or head == 1
+        scores = np.full(asked.shape[:2], 1 / 256)
+        for _ in range(3):
+            scores = np.einsum("hij,hi->hj", asked, scores)
+        expected.append(np.sqrt((scores**2).mean(0)))
+    told = context.trace.channels["atedm.importance"][0, name].flatten().astype(float)
+    np.testing.assert_allclose(told, 256 * np.mean(expected, 0), rtol=5e-3)
 
 
 @pytest.mark.parametrize("rounds", (3, 50))

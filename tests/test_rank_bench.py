@@ -34,6 +34,7 @@ def test_more_rounds_are_nearer(told):
     assert all(a["distance"] > b["distance"] for a, b in zip(plain, plain[1:])) and plain[-1]["agreement"] > 0.9
     assert found["by 32 strips, 1 round"]["distance"] < plain[0]["distance"] < found["plain, 1 round of every 4th query"]["distance"]
     assert found["by 32 strips, 1 round of every 4th query"]["rounds"] == 1 / 4 and found[rank.SETTLED]["distance"] < 1e-5
+    assert found["by 32 strips, 1 round of every 2nd head"]["rounds"] == 1 / 2
 
 
 def test_heads_of_both_halves_become_one_as_in_the_method(told):

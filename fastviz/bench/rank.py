@@ -4,7 +4,7 @@ G-WPR (Wang et al., arXiv 2405.05252) is a limit: tokens vote for tokens until n
 earlier. On the self-attention of pictures that AT-EDM draws: how far its ranks are from the limit (sum of the absolute
 differences of ranks that sum to 1, in the mean over heads), and which share of the tokens that the limit keeps it keeps too. Of
 the limit itself: how far another round would move it, in the worst head.
-A round counts every query's votes, which takes about half an attention; a sample counts some of them.
+A round counts every query's votes in every head, which takes about half an attention; a sample counts some of them.
 """
 
 from statistics import mean
@@ -19,13 +19,15 @@ from . import prompted
 
 SEED = 80_000  # of the first prompt's noise
 LIMIT = dict(rounds=400, tolerance=1e-7, strips=32)
-SOME = 4  # every so manyth query, where a sample is asked
-ARMS = {  # name -> (1 or SOME, how it counts)
-    **{f"plain, {rounds} round{'s' * (rounds > 1)}": (1, dict(rounds=rounds, tolerance=0.0)) for rounds in (1, 2, 4, 8)},
-    **{f"plain, change below {tolerance:g}, 50 rounds at most": (1, dict(rounds=50, tolerance=tolerance)) for tolerance in (1e-2, 1e-3, 1e-4)},
-    **{f"by 32 strips, {rounds} round{'s' * (rounds > 1)}": (1, dict(rounds=rounds, tolerance=0.0, strips=32)) for rounds in (1, 2, 4)},
-    f"plain, 1 round of every {SOME}th query": (SOME, dict(rounds=1, tolerance=0.0)),
-    f"by 32 strips, 1 round of every {SOME}th query": (SOME, dict(rounds=1, tolerance=0.0, strips=32)),
+SOME, HALF = 4, 2  # every so manyth query, and head, where a sample is asked
+ALL = (1, 1)
+ARMS = {  # name -> ((1 or SOME queries, 1 or HALF heads), how it counts)
+    **{f"plain, {rounds} round{'s' * (rounds > 1)}": (ALL, dict(rounds=rounds, tolerance=0.0)) for rounds in (1, 2, 4, 8)},
+    **{f"plain, change below {tolerance:g}, 50 rounds at most": (ALL, dict(rounds=50, tolerance=tolerance)) for tolerance in (1e-2, 1e-3, 1e-4)},
+    **{f"by 32 strips, {rounds} round{'s' * (rounds > 1)}": (ALL, dict(rounds=rounds, tolerance=0.0, strips=32)) for rounds in (1, 2, 4)},
+    f"plain, 1 round of every {SOME}th query": ((SOME, 1), dict(rounds=1, tolerance=0.0)),
+    f"by 32 strips, 1 round of every {SOME}th query": ((SOME, 1), dict(rounds=1, tolerance=0.0, strips=32)),
+    f"by 32 strips, 1 round of every {HALF}nd head": ((1, HALF), dict(rounds=1, tolerance=0.0, strips=32)),
 }
 SETTLED = "the limit, one round more"
 PAPER, OURS = "plain, change below 0.0001, 50 rounds at most", "by 32 strips, 1 round"
@@ -62,18 +64,23 @@ def importance(scores):
     return gwpr.aggregate(halves, atedm.Knobs().heads).mean(0, keepdim=True)
 
 
+def of_heads(x, nth):
+    """x (1, heads of both halves, ...) of every nth head of each half."""
+    return x.unflatten(1, (2, -1))[:, :, ::nth].flatten(1, 2)
+
+
 def measured(q, k):
     """One attention: {arm: {"rounds", "distance", "agreement"}}, as told above."""
-    graphs = {nth: Counted(q[:, :, ::nth], k) for nth in (1, SOME)}
-    keep, limit = max(1, round(q.shape[2] * (1 - atedm.Knobs().ratio))), gwpr.rank(graphs[1], **LIMIT)
+    graphs = {(nth, head): Counted(of_heads(q, head)[:, :, ::nth], of_heads(k, head)) for nth, head in (ALL, (SOME, 1), (1, HALF))}
+    keep, limit = max(1, round(q.shape[2] * (1 - atedm.Knobs().ratio))), gwpr.rank(graphs[ALL], **LIMIT)
     wanted, found = set(atedm.chosen(importance(limit), keep)[0][0].tolist()), {}
-    for name, (nth, way) in ARMS.items():
-        graphs[nth].rounds = 0
-        scores = gwpr.rank(graphs[nth], **way)
+    for name, (some, way) in ARMS.items():
+        graphs[some].rounds = 0
+        scores = gwpr.rank(graphs[some], **way)
         kept = set(atedm.chosen(importance(scores), keep)[0][0].tolist())
-        found[name] = {"rounds": graphs[nth].rounds / nth, "distance": (scores - limit).abs().sum(-1).mean().item(),
+        found[name] = {"rounds": graphs[some].rounds / max(some), "distance": (scores - of_heads(limit, some[1])).abs().sum(-1).mean().item(),
                        "agreement": len(kept & wanted) / keep}
-    after = gwpr.normalised(graphs[1].votes(limit).sum(2))
+    after = gwpr.normalised(graphs[ALL].votes(limit).sum(2))
     return found | {SETTLED: {"rounds": LIMIT["rounds"], "distance": (after - limit).abs().sum(-1).max().item(), "agreement": 1.0}}
 
 

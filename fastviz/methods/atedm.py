@@ -72,6 +72,8 @@ class Knobs:
                          "needs fewer rounds; 1 is the paper's plain round.", tinker=True)
     queries: int = number(1, 1, 16, "Counts only the votes of every n-th token of self-attention, in one round. More is faster, unless "
                           "values are copied: what is most alike is asked of every token.", tinker=True)
+    head: int = number(1, 1, 16, "Asks only every n-th head of self-attention, for ranks and for copies. More is faster and rougher.",
+                       tinker=True)
     tolerance: float = number(1e-4, 0.0, 0.1, "Change of the ranks below which no further round is made. More is "
                               "faster and less settled.", step=0.0001, tinker=True)
 
@@ -248,13 +250,16 @@ class Pruning:
         return kept, self.stand_ins(how, own, pruned, kept)
 
     def graph(self, i, part, text=None, nth=1):
-        """Layer i's self- or cross-attention, "attn1" or "attn2", with heads (b, H or 2 H); of every nth query."""
+        """Layer i's self- or cross-attention, "attn1" or "attn2", with heads (b, H or 2 H), of the heads that are asked; of every
+        nth query."""
         from .. import gwpr
 
         attn, x = getattr(self.blocks[i], part), self.noted[part]
         made = [self.projected((part, name), project, y) for name, project, y in
                 zip("qk", (attn.to_q, attn.to_k), inputs(attn, x, text))]
         q, k = queries_and_keys(attn, *made)
+        if part == "attn1":
+            q, k = q[:, ::self.knobs.head], k[:, ::self.knobs.head]
         if self.knobs.guidance == "shared":  # the halves as further heads
             q, k = q.flatten(0, 1)[None], k.flatten(0, 1)[None]
         if self.knobs.guidance == "prompt":
@@ -271,6 +276,7 @@ class Pruning:
         from .. import gwpr
 
         knobs, cross = self.knobs, self.knobs.score == "cross"
+        heads = heads if cross else len(range(0, heads, knobs.head))
         rounds, strips = knobs.rounds or (ROUNDS if cross else graph.rounds), 1 if cross else knobs.strips
         if knobs.queries > 1 and not cross:
             rounds = 1  # a second would ask for the weight of tokens that were not asked

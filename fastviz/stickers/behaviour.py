@@ -10,6 +10,7 @@ from ..views import theme as t
 from . import card, measures
 from .card import GUIDANCE, STEPS
 from .evaluate import FOLDER, draw, prompts
+from .loop import autocast
 
 MODEL = models.MODELS["stickers"]
 FILE = FOLDER / "behaviour.json"
@@ -29,7 +30,9 @@ def cell(pipe, count, steps, guidance):
     found = []
     for number in (1, 2):
         scenes = prompts(count, objects=number)
-        found.append(measures.recall(scenes, draw(pipe, [scene.caption for scene in scenes], steps, guidance))[0])
+        with autocast():
+            pictures = draw(pipe, [scene.caption for scene in scenes], steps, guidance)
+        found.append(measures.recall(scenes, pictures)[0])
     one, two = found
     return {"steps": steps, "guidance": guidance, "one": one["objects"], "two": two["objects"],
             "background": round((one["background"] + two["background"]) / 2, 4)}

@@ -50,7 +50,7 @@ Diffusion's betas, minimum-SNR weights, Muon and AdamW. The log is in `training.
 ## Figures
 
 Printed by `python -m fastviz.stickers evaluate --count {prompts}`: {prompts} held-out prompts with one object and as many
-with two, DDIM, {sampling} steps, guidance {guidance}. The judge that reads the pictures is in no training loss.
+with two, DDIM, {sampling} steps, guidance {guidance}, {precision}. The judge that reads the pictures is in no training loss.
 
 | | one object | two objects |
 |---|---|---|
@@ -124,7 +124,7 @@ def write(size=256):
     other = read("behaviour.json") if (SHIPPED / "behaviour.json").exists() else None
     hours = "; ".join(f"{name}: {stage['hours']:.1f} h on {stage['device']}" for name, stage in training["stages"].items())
     values = dict(
-        size=size, millions=told["parameters"] / 1e6, behaviour=behaviour(other), backgrounds=len(BACKGROUNDS), objects=len(OBJECTS), names=", ".join(OBJECTS),
+        size=size, precision=told.get("precision", "float32"), millions=told["parameters"] / 1e6, behaviour=behaviour(other), backgrounds=len(BACKGROUNDS), objects=len(OBJECTS), names=", ".join(OBJECTS),
         places=", ".join(BACKGROUNDS), relations=", ".join(RELATIONS), steps=training["step"], sampling=told["steps"],
         hours=hours, one=told["objects: 1"], two=told["objects: 2"], double=2 * told["prompts"],
         judge=judge["heldout"]["clean"], limits=limits(told), psnr=told["psnr"]["model"],

@@ -12,7 +12,7 @@ from .. import judge, models, run
 from ..methods import full
 from ..request import Request
 from . import autoencoder, card, measures, parts, world
-from .loop import DEVICE
+from .loop import DEVICE, PRECISION, autocast
 from .teacher import ONWARD
 
 FOLDER = judge.FOLDER.parent
@@ -92,19 +92,22 @@ def distances(pictures):
 
 def main(count, steps, guidance):
     """Figures of the shipped model on `count` held-out prompts with one object, as many with two: one JSON line last, also
-    in evaluation.json; contact sheets and the model card beside it."""
-    pipe, told, everything = models.load("stickers"), {"prompts": count, "steps": steps, "guidance": guidance}, []
+    in evaluation.json; contact sheets and the model card beside it. What the judge reads is drawn in what training computes in."""
+    pipe, everything = models.load("stickers"), []
+    told = {"prompts": count, "steps": steps, "guidance": guidance, "precision": str(PRECISION).removeprefix("torch.")}
     for number in (1, 2):
         scenes = prompts(count, objects=number)
         texts = [scene.caption for scene in scenes]
-        pictures = draw(pipe, texts, steps, guidance)
+        with autocast():
+            pictures = draw(pipe, texts, steps, guidance)
         sheet(pictures[:32], texts).save(FOLDER / f"samples-{number}.webp", quality=85)
         told[f"objects: {number}"], told[f"missed of {number}"] = measures.recall(scenes, pictures)
         print(f"{number}: {told[f'objects: {number}']}, missed {', '.join(told[f'missed of {number}'])}", flush=True)
         everything += pictures
     drawn(pipe).save(FOLDER / "drawn.webp", lossless=True)
     told["frechet"] = distances(everything)
-    told["diversity"] = spread(pipe, max(2, count // 16), steps=steps, guidance=guidance)
+    with autocast():
+        told["diversity"] = spread(pipe, max(2, count // 16), steps=steps, guidance=guidance)
     told["psnr"] = {name: autoencoder.psnr(lambda x: encoded(vae, x), lambda z: vae.decode(z).sample.float())
                     for name, vae in [("model", pipe.vae)] + [("tiny", autoencoder.trained().to(DEVICE))] * (FOLDER / "tiny").is_dir()}
     told["megabytes"] = round(sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file() and ONWARD not in path.parts) / 2**20, 1)

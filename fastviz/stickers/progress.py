@@ -14,7 +14,7 @@ from .. import views
 from ..views import theme as t
 from . import autoencoder, measures, teacher
 from .evaluate import FOLDER, draw, pipeline, prompts, sheet
-from .loop import WORK
+from .loop import WORK, autocast
 
 FILE = FOLDER / "learning.json"
 BARS = {"one": 0.95, "two": 0.90}  # of the recall that training is to reach
@@ -34,7 +34,8 @@ def milestone(count, steps, guidance, network="small"):
     backgrounds = []
     for number, name in enumerate(NAMES, 1):
         scenes = prompts(count, objects=number)
-        pictures = draw(pipe, [scene.caption for scene in scenes], steps, guidance)
+        with autocast():
+            pictures = draw(pipe, [scene.caption for scene in scenes], steps, guidance)
         sheet(pictures, [scene.caption for scene in scenes]).save(WORK / f"milestone-{card['step']}-{number}.webp", quality=85)
         found = measures.recall(scenes, pictures)[0]
         told[name] = found["objects"]
