@@ -17,6 +17,7 @@ STAGES = {
     "keep": "3b: write what is trained to assets/stickers/onward, where any machine goes on from",
     "progress": "3c: figures and pictures of what is trained so far, in the learning curve",
     "heeded": "3d: which words of a caption the teacher heeds, by noise level",
+    "experiments": "3e: what else might have been done: a short training of each, in a table",
     "evaluate": "4: figures and contact sheet of the shipped model",
     "behaviour": "4b: figures of the shipped model at other steps and guidance, as a table and curves",
     "export": "5: write the trained model to assets/stickers",
@@ -74,6 +75,9 @@ def main():
             stage.add_argument("--repeats", type=int, default=5, help="timed runs of teacher and student, by turns")
         if name == "behaviour":
             stage.add_argument("--count", type=int, default=16, help="prompts for each number of objects")
+        if name == "experiments":
+            stage.add_argument("names", nargs="*", help="of those to make; all by default")
+            stage.add_argument("--minutes", type=float, default=10, help="time budget of each")
         if name == "heeded":
             stage.add_argument("--count", type=int, default=48, help="scenes for each kind of word")
         if name in ("evaluate", "evaluate-sketch", "progress"):
@@ -87,7 +91,7 @@ def main():
 
 
 def run(args):
-    from . import autoencoder, behaviour, evaluate, export, heeded, judge, progress, retext, sketch, teacher, world
+    from . import autoencoder, behaviour, evaluate, experiments, export, heeded, judge, progress, retext, sketch, teacher, world
 
     if args.stage == "atlas":
         world.render_atlas().save(world.ATLAS, quality=92, method=6)
@@ -111,6 +115,8 @@ def run(args):
         retext.fit(args.minutes, args.batch, args.lr, args.network)
     elif args.stage == "heeded":
         heeded.main(args.count, args.network)
+    elif args.stage == "experiments":
+        experiments.main(args.minutes, args.names)
     elif args.stage == "progress":
         progress.main(args.count, args.steps, args.guidance, args.network)
     elif args.stage in sketch.STAGES:

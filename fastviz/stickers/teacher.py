@@ -24,6 +24,7 @@ ONWARD = "onward"  # in assets/stickers: weights trained further than the shippe
 ASIDE = 0.3  # share of single stickers whose captions tell their side
 LAYOUT = 0.7  # share of the timesteps, from the clean end, at which a noisy scene already shows what stands where
 PLACE = 0.05  # weight of what the U-Net cannot tell of where it is
+HORIZON = 300  # steps of the moving average
 CLEAR = 0.65  # share of the timesteps, from the clean end, at which a noisy window still shows where its sticker is
 
 
@@ -169,15 +170,20 @@ def misplaced(features):
     return (torch.einsum("bchw,kc->bkhw", features.float(), reads) - torch.stack((x, y))).square().mean()
 
 
+def emphasis(alphas):
+    """Weight of the noise's error at each timestep: min-SNR (gamma 5; Hang et al., arXiv 2303.09556, eq. 8), raised where noise is
+    high: there the caption decides what will stand in the picture, and the plain loss hardly sees it."""
+    snr = alphas / (1 - alphas)
+    return snr.clamp(max=5) / snr * (0.3 / snr).sqrt().clamp(1, 4)
+
+
 def noise_loss(alphas, clear, seen=None):
-    """Noise-prediction loss with min-SNR weights (gamma 5; Hang et al., arXiv 2303.09556, eq. 8), raised where noise is
-    high: there the caption decides what will stand in the picture, and the plain loss hardly sees it.
+    """Noise-prediction loss with the weights of `emphasis`.
     clear: the share of the timesteps, from the clean end, that windows are trained at. A batch's third part is the share of the
     timesteps, from the clean end, that it is not trained at; its errors are those of the clean latents, because which of two
     objects stands where moves little of them, and only where noise hides both. seen: of `watched`; these batches then also teach
     the U-Net to tell left from right of itself, which no picture asks for before words for it are understood, nor the words before."""
-    snr = alphas / (1 - alphas)
-    weight = snr.clamp(max=5) / snr * (0.3 / snr).sqrt().clamp(1, 4)
+    weight, snr = emphasis(alphas), alphas / (1 - alphas)
 
     def loss(model, batch):
         latents, tokens, *noisiest = batch
@@ -243,4 +249,4 @@ def fit(minutes, size, lr, share=0.0, fresh=2.0, room=12_000, decay=0.25, anew=F
         scenes.add(*next(painted))
     return train(name, model, stream(scenes, painted, size, share, fresh, seed, layout),
                  noise_loss(parts.scheduler().alphas_cumprod.to(DEVICE), CLEAR if share else 1.0, seen), minutes, lr,
-                 optimizers=optimizers(model, lr), horizon=300, decay=decay, report_every=60, start=start)
+                 optimizers=optimizers(model, lr), horizon=HORIZON, decay=decay, report_every=60, start=start)

@@ -1,0 +1,42 @@
+"""The table of what else might have been done to train the embedded model: each change is real, and ends with its run."""
+
+import json
+
+import pytest
+import torch
+
+from fastviz.stickers import experiments, heeded, loop, parts, teacher
+
+
+@pytest.mark.parametrize("name", experiments.VARIANTS)
+def test_a_change_is_of_what_is_there_and_is_put_back(name):
+    changes, options = experiments.VARIANTS[name]
+    before = {(module, attribute): getattr(module, attribute) for module, values in changes() for attribute in values}
+    assert set(options) <= {"share", "size", "then"} and (before or options or name == experiments.AS_IT_IS)
+    with experiments.changed(name):
+        for module, attribute in before:
+            assert getattr(module, attribute) is not before[module, attribute]
+        torch.manual_seed(0)
+        model, alphas = teacher.Teacher(), parts.scheduler().alphas_cumprod
+        batch = torch.randn(2, 4, 16, 16), torch.randint(5, 90, (2, parts.LENGTH))
+        value, _ = teacher.noise_loss(alphas, 1.0)(model, batch)
+        value.backward()
+        assert torch.isfinite(value) and all(teacher.optimizers(model, 1e-3))
+    assert all(getattr(*key) is value for key, value in before.items())
+
+
+def test_the_command_keeps_what_it_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiments, "FILE", tmp_path / "experiments.json")
+    for module, name, value in ((experiments, "SIZE", 3), (experiments, "SCENES", 2), (experiments, "HEEDED", 2), (heeded, "MEAN", 2), (loop, "RECENT", 0)):
+        monkeypatch.setattr(module, name, value)
+    names = [experiments.AS_IT_IS, "windows for half of the time, then scenes"]
+    experiments.main(0.02, names)
+    rows = json.loads(experiments.FILE.read_text())["rows"]
+    assert [row["name"] for row in rows] == names and all(row["steps"] > 0 for row in rows)
+    assert all(0 < loss < 20 for row in rows for loss in row["losses"].values())
+    table = capsys.readouterr().out.splitlines()[-4:]
+    assert table[0].startswith("| | steps |") and names[1] in table[-1] and " % |" in table[-1]
+    experiments.main(0.02, names)
+    assert json.loads(experiments.FILE.read_text())["rows"] == rows
+    with pytest.raises(SystemExit, match="There is no experiment 'luck'"):
+        experiments.main(0.02, ["luck"])
