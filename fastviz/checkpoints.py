@@ -29,8 +29,7 @@ class Model:
 
     source: its folder, from the project's root or absolute; None for what is fetched; size, sizes: px; steps, guidance:
     its defaults; closed: its language has only the words of its vocabulary, and others are named to the user; hub,
-    revision: where it is fetched from, a commit, "" where the first fetch decides which; variant: of its files, "" for
-    the plain ones; dtype: "half" on a GPU or "float32" everywhere; parameters: in millions, of all that is loaded;
+    revision: where it is fetched from, a commit; variant: of its files, "" for the plain ones; dtype: "half" on a GPU or "float32" everywhere; parameters: in millions, of all that is loaded;
     working: GiB beside the weights, for Python, torch and the activations of one guided picture at its own size;
     scheduler: "ddim", or "own" for what lies in the folder; most_steps, most_guidance: upper bounds; methods: keys that do
     something here; rows: what is asked for when nobody says; reference: the full model that a distilled one stands for;
@@ -114,8 +113,9 @@ MODELS = {model.key: model for model in (
               reference="DreamShaper 8",
               hub="IDKiro/sdxs-512-dreamshaper", revision="76f720262bb051da75666b22c902a78c8e16c763",
               control=Control("IDKiro/sdxs-512-dreamshaper-sketch", "cd341678087336ed72c05660ac84d765896b48e7", 0.8)),
-    distilled("sdxs", "SDXS-512 0.9", licence="CreativeML Open RAIL++-M", parameters=661.5,
-              reference="Stable Diffusion 2.1 base", hub="IDKiro/sdxs-512-0.9"),
+    distilled("sdxs", "SDXS-512 0.9", licence="CreativeML Open RAIL++-M", parameters=671.0,
+              reference="Stable Diffusion 2.1 base",
+              hub="IDKiro/sdxs-512-0.9", revision="c332f05f60eb4b453de513be52c2a18c48d8cfe6"),
     distilled("sd-turbo", "SD-Turbo", licence="Stability AI Community License", parameters=1290.0, variant="fp16",
               dtype="half", most_steps=4, methods=("full", "few_step", "attention_reuse", "tome"),
               reference="Stable Diffusion 2.1", hub="stabilityai/sd-turbo",

@@ -1,7 +1,7 @@
 """Brings a model of the table onto this disk, on the operator's word, and records what came: commit and every file's hash.
 
-What was fetched first is what is trusted: `verified.check` compares every file with the record from then on, and the commit
-is pinned by the table or, where that names none, by the record.
+The table pins the commit. What was fetched first is what is trusted: `verified.check` compares every file with the record from
+then on.
 """
 
 import dataclasses
@@ -43,12 +43,6 @@ def wanted(names, variant):
     return found
 
 
-def commit(model):
-    """The commit to fetch: the table's, else the one of the first fetch, else None."""
-    record = model.folder.parent / ORIGIN
-    return model.revision or (json.loads(record.read_text())["revision"] if record.is_file() else None)
-
-
 def sentence(error, model):
     """What people read about an error of the hub or the disk."""
     from huggingface_hub import errors
@@ -60,7 +54,7 @@ def sentence(error, model):
         return (f"{model.title} is given to those who accepted its licence: open {page}, sign in and accept it, then run `hf "
                 "auth login` here and the same command again.")
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{page} no longer has the commit {commit(model)}: this version of fastviz cannot fetch it."
+        return f"{page} no longer has the commit {model.revision}: this version of fastviz cannot fetch it."
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"There is no {page}, or it is shown to members only: run `hf auth login` if you are one."
     if isinstance(error, errors.OfflineModeIsEnabled):
@@ -102,7 +96,7 @@ def bring(model, folder, choose):
     from huggingface_hub import HfApi, errors, hf_hub_download
 
     try:
-        told = HfApi().model_info(model.hub, revision=commit(model), files_metadata=True)
+        told = HfApi().model_info(model.hub, revision=model.revision, files_metadata=True)
         files = {each.rfilename: each for each in told.siblings}
         names = choose(list(files))
         sizes = {name: files[name].size or 0 for name in names}

@@ -162,7 +162,8 @@ def attach(pipe, request, context):
             for name, block, size in blocks:
                 watching = Watching(name, size, context, tokens, room)
                 for part in ("attn1", "attn2"):
-                    if (attn := getattr(block, part)) is not None:
+                    attn = getattr(block, part)
+                    if attn is not None and (part == "attn2" or not attn.is_cross_attention):  # a first attention to the words tells no more
                         exits.enter_context(replaced(attn, forward=watching.part(attn, part, attn.forward)))
             exits.enter_context(replaced(pipe.unet, forward=estimating(
                 pipe.unet, pipe.unet.forward, request.guidance, pipe.scheduler, context)))

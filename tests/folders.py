@@ -64,13 +64,15 @@ def sdxl(layers_per_block=2):
         scheduler=scheduler, add_watermarker=False)
 
 
-def sdxs_network(**more):
-    return unet((16, 32, 32), (0, 1, 1), layers_per_block=1, mid_block_type=None, attention_head_dim=2, **more)
+def sdxs_network(attention=(0, 1, 1), **more):
+    return unet((16, 32, 32), attention, layers_per_block=1, mid_block_type=None, attention_head_dim=2, **more)
 
 
 def sdxs():
+    """At the highest resolution it attends to the words alone, twice in each block."""
     scheduler = EulerDiscreteScheduler(timestep_spacing="trailing", **BETAS)
-    return plain(scheduler, sdxs_network(cross_attention_dim=48), tiny_decoder(), layers=3, width=48)
+    network = sdxs_network((1, 1, 1), cross_attention_dim=48, only_cross_attention=(True, False, False))
+    return plain(scheduler, network, tiny_decoder(), layers=3, width=48)
 
 
 def sdxs_dreamshaper():

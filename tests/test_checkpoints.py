@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from fastviz import __main__ as command, checkpoints, compare, cost, fitted, models, reading, sketch, verified
+from fastviz.bench.networks import SDXS_512
 from fastviz.methods import METHODS, full
 from fastviz.models import MODELS
 from fastviz.verified import BadModel
@@ -190,7 +191,7 @@ def test_flops_of_sdxl_are_those_of_its_parts():
     assert counts["text"] == text and counts["steps"] == (mode.get_total_flops() - text,) * 2
 
 
-@pytest.mark.parametrize("key", ["sdxl", "sdxs-dreamshaper"])
+@pytest.mark.parametrize("key", ["sdxl", "sdxs", "sdxs-dreamshaper"])
 def test_the_look_inside_shows_every_row_its_words_and_what_was_skipped(key, tmp_path, monkeypatch):
     from fastviz.ui.inside import Inside
     from fastviz.ui.job import Job
@@ -202,7 +203,7 @@ def test_the_look_inside_shows_every_row_its_words_and_what_was_skipped(key, tmp
     list(look.changes())
     assert look.state == "finished" and [view["error"] for view in look.views] == [None] * len(job.rows)
     wholes = [(name, block) for name, block in look.blocks]
-    assert len(wholes) == {"sdxl": 2 * 2 + 2 * 3 + 3 + 3 * 3 + 3 * 2, "sdxs-dreamshaper": 1 + 1 + 2 + 2}[key]
+    assert len(wholes) == {"sdxl": 2 * 2 + 2 * 3 + 3 + 3 * 3 + 3 * 2, "sdxs": 3 + 3 * 2, "sdxs-dreamshaper": 1 + 1 + 2 + 2}[key]
     assert [text for _, text in look.words] == ["a", "cat", "on", "the", "beach"]
     for show in ("skipped", look.words[1][0], [0.5, 0.5]):
         drawn = look.overlay({"key": 1, "block": wholes[0][0], "show": show, "kinds": {}})
@@ -262,9 +263,9 @@ def big_decoder():
                          down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
 
 
-def small(context):
+def small(context, attention=(0, 1, 1), **more):
     return UNet2DConditionModel(block_out_channels=(320, 640, 1280), layers_per_block=1, mid_block_type=None,
-                                cross_attention_dim=context, attention_head_dim=8, **sides(0, 1, 1))
+                                cross_attention_dim=context, attention_head_dim=8, **sides(*attention), **more)
 
 
 WHOLE = {
@@ -276,7 +277,7 @@ WHOLE = {
         use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=256,
         projection_class_embeddings_input_dim=2816), clip(768, 12, 12), clip(1280, 32, 20, CLIPTextModelWithProjection),
         big_decoder()),
-    "sdxs": lambda: (small(1024), clip(1024, 23, 16), AutoencoderTiny()),
+    "sdxs": lambda: (small(1024, (1, 1, 1), only_cross_attention=(True, False, False)), clip(1024, 23, 16), AutoencoderTiny()),
     "sdxs-dreamshaper": lambda: (small(768), clip(768, 12, 12), AutoencoderTiny()),
 }
 
@@ -301,6 +302,12 @@ def checkpoints_table():
     return module.MODELS.values()
 
 
-def test_every_revision_is_a_whole_commit_or_none():
-    assert all(model.revision == "" or len(model.revision) == 40 for model in MODELS.values())
-    assert [key for key, model in MODELS.items() if model.hub and not model.revision] == ["sdxs"]
+def test_every_revision_is_a_whole_commit():
+    assert all(len(model.revision) == 40 for model in MODELS.values() if model.hub)
+
+
+def test_the_published_sdxs_has_the_size_of_its_file():
+    with torch.device("meta"):
+        network = UNet2DConditionModel(**SDXS_512)
+    header = 1312752864 - 4 * sum(weight.numel() for weight in network.state_dict().values())
+    assert 8 + 90 * len(network.state_dict()) < header < 8 + 150 * len(network.state_dict())  # a line of JSON for each tensor

@@ -274,22 +274,24 @@ def cosines(match):
 
 def active(unet, grid, knobs):
     """[(name, block, (h, w))] of the blocks whose grid is within max_downsample and where at least one token merges."""
-    blocks = transformer_blocks(unet, grid)
+    blocks = [(name, block, size) for name, block, size in transformer_blocks(unet, grid) if parts(block, knobs)]
     finest = max((h * w for _, _, (h, w) in blocks), default=0) if knobs.finest else grid[0] * grid[1]
     return [(name, block, size) for name, block, size in blocks
             if math.ceil(math.sqrt(finest // math.prod(size))) <= knobs.max_downsample
             and count(knobs.ratio, size, knobs.sx, knobs.sy)]
 
 
-def parts(knobs):
-    """The parts of a block that merge."""
-    asked = {"attn1": knobs.merge_self, "attn2": knobs.merge_cross, "ff": knobs.merge_mlp}
-    return [part for part, on in asked.items() if on]
+def parts(block, knobs):
+    """The parts of a block that merge. Its first attention may be to the words, too: SDXS-512 0.9 has that at the highest
+    resolution."""
+    first = knobs.merge_cross if block.attn1.is_cross_attention else knobs.merge_self
+    asked = {"attn1": first, "attn2": knobs.merge_cross, "ff": knobs.merge_mlp}
+    return [part for part, on in asked.items() if on and getattr(block, part) is not None]
 
 
 def touched(unet, grid, knobs):
     """Names of the modules that it can save work in."""
-    return [f"{name}.{part}" for name, _, _ in active(unet, grid, knobs) for part in parts(knobs)]
+    return [f"{name}.{part}" for name, block, _ in active(unet, grid, knobs) for part in parts(block, knobs)]
 
 
 @contextmanager
@@ -300,9 +302,9 @@ def attach(pipe, knobs, context):
     """
     kind = own(RecordedMerging if context.trace is not None else Merging, context,
                prepare="matching", fewer="merging", all="merging")
-    wanted, matches = parts(knobs), {}
+    matches = {}
     with ExitStack() as exits:
-        for name, block, size in active(pipe.unet, context.grid, knobs) if wanted else []:
+        for name, block, size in active(pipe.unet, context.grid, knobs):
             if knobs.floor != OFF and getattr(block, "_compiled_call_impl", None):
                 raise Refused("With a similarity floor, how many tokens merge is known only while it runs, and a compiled network "
                               "cannot follow: leave the floor at -1, or run it uncompiled.")
@@ -313,6 +315,6 @@ def attach(pipe, knobs, context):
             merging = kind(name, matches[key])
             exits.enter_context(context.at_start(merging.start))
             exits.enter_context(replaced(block, forward=merging.block(block.forward)))
-            for part in filter(None, (getattr(block, part) for part in wanted)):
+            for part in (getattr(block, part) for part in parts(block, knobs)):
                 exits.enter_context(replaced(part, forward=merging.part(part.forward)))
         yield pipe
