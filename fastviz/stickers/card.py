@@ -35,8 +35,8 @@ Scenes that `fastviz/stickers/world.py` paints without end from a seed: one of {
 - Objects: {names}.
 - Backgrounds: {places}.
 - Sizes: "small", "big", and no word for the one between. Relations: {relations}.
-- Grammar: "a cat", "a big cat", "a cat and a pizza", "a cat to the left of a pizza", with a background before or after, such
-  as "on the beach". Words outside this vocabulary fall into letters, which mean nothing to the model.
+- Grammar: "a cat", "a big cat", "a cat on the left", "a cat and a pizza", "a cat to the left of a pizza", with a background
+  before or after, such as "on the beach". Words outside this vocabulary fall into letters, which mean nothing to the model.
 
 A fifth of the (object, background) pairs and a third of the (object, object, background) triples never occur in training.
 The prompts of the figures below come from those.
@@ -44,8 +44,9 @@ The prompts of the figures below come from those.
 ## Training
 
 {hours}. U-Net and text encoder ("teacher"): {steps} steps of 24 windows of 128 px or 8 whole scenes, noise prediction on Stable
-Diffusion's betas, minimum-SNR weights, Muon and AdamW. The log is in `training.json`. The same commands train it further:
-`python -m fastviz.stickers teacher --minutes 60 --scenes 0.5`, `export`, `evaluate`.
+Diffusion's betas, minimum-SNR weights raised where noise is high, Muon and AdamW; the words for sides were learnt last, from very noisy scenes whose
+captions tell them. The log is in `training.json`. The same commands train it further:
+`python -m fastviz.stickers teacher --minutes 60 --scenes 0.85 --layout 0.3`, then `rebuild`.
 
 ## Figures
 
