@@ -12,7 +12,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet
 from skimage.metrics import structural_similarity
 
 from fastviz import verified
-from fastviz.stickers import loop, parts
+from fastviz.stickers import autoencoder, loop, parts
 from fastviz.stickers.sdxs import UNETS, chain, decoder, distil, evaluate, export, network, pairs, score, warmup
 from fastviz.stickers.words import ASIDE, OBJECTS
 
@@ -30,7 +30,8 @@ def workshop(guide, tiny_pipe, tmp_path, monkeypatch):
     """An empty folder to train in, with the tiny pipeline as what is committed."""
     monkeypatch.setattr(loop, "WORK", tmp_path)
     monkeypatch.setattr(chain, "committed_teacher", lambda minutes=None: copy.deepcopy(guide))
-    monkeypatch.setattr(chain, "decoder_teacher", lambda: copy.deepcopy(tiny_pipe.vae))
+    for name in ("small_autoencoder", "own_autoencoder"):
+        monkeypatch.setattr(chain, name, lambda: copy.deepcopy(tiny_pipe.vae))
     monkeypatch.setattr(chain, "digest", lambda: "0123456789abcdef")
     return tmp_path
 
@@ -106,8 +107,19 @@ def test_the_small_decoder_reads_the_teachers_latents_with_less_work(tiny_pipe):
     for name, weight in tiny_pipe.vae.encoder.state_dict().items():
         assert torch.equal(vae.encoder.state_dict()[name], weight)
     assert vae.decode(torch.zeros(1, 4, 4, 4)).sample.shape == (1, 3, 32, 32)
-    shipped = chain.decoder_teacher()
+    shipped = chain.small_autoencoder()
     assert network.parameters(network.small_vae(shipped).decoder) < 0.25 * network.parameters(shipped.decoder)
+
+
+def test_the_small_decoder_learns_from_the_one_that_the_model_draws_with(monkeypatch):
+    torch.manual_seed(0)
+    reference, small = autoencoder.kl(), autoencoder.tiny()
+    monkeypatch.setattr(chain, "shipped", lambda folder, part="": (small if folder == "tiny" else reference).state_dict())
+    latents = torch.randn(1, 4, 4, 4)
+    assert torch.equal(chain.own_autoencoder().decode(latents).sample, reference.eval().decode(latents).sample)
+    assert torch.equal(chain.small_autoencoder().decode(latents).sample, small.eval().decode(latents).sample)
+    monkeypatch.setattr(chain, "shipped", lambda folder, part="": None if folder == "tiny" else small.state_dict())
+    assert torch.equal(chain.own_autoencoder().decode(latents).sample, small.decode(latents).sample)
 
 
 def test_the_small_decoder_is_compared_at_three_sizes_and_by_its_slopes():

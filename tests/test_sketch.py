@@ -28,7 +28,7 @@ def workshop(tiny_pipe, tmp_path, monkeypatch):
     guide = SimpleNamespace(unet=tiny_pipe.unet, text=tiny_pipe.text_encoder, tokenizer=tiny_pipe.tokenizer)
     monkeypatch.setattr(loop, "WORK", tmp_path / "training")
     monkeypatch.setattr(chain, "committed_teacher", lambda minutes=None: copy.deepcopy(guide))
-    monkeypatch.setattr(chain, "decoder_teacher", lambda: copy.deepcopy(tiny_pipe.vae))
+    monkeypatch.setattr(chain, "small_autoencoder", lambda: copy.deepcopy(tiny_pipe.vae))
     monkeypatch.setattr(chain, "digest", lambda: "0123456789abcdef")
     return guide
 
@@ -164,10 +164,10 @@ def test_training_goes_on_from_its_checkpoint_and_is_exported_for_diffusers(work
 def test_the_report_measures_both_ways_on_the_same_noise(workshop, monkeypatch):
     monkeypatch.setattr(fit, "HELD_OUT", 2)
     control = network.untrained(workshop.unet)
-    told = fit.report_of(workshop, chain.decoder_teacher().encoder)(control)
+    told = fit.report_of(workshop, chain.small_autoencoder().encoder)(control)
     assert told["with"] == told["without"] > 0
     torch.nn.init.normal_(control.controlnet_mid_block.weight, std=5.0)
-    other = fit.report_of(workshop, chain.decoder_teacher().encoder)(control)
+    other = fit.report_of(workshop, chain.small_autoencoder().encoder)(control)
     assert other["without"] == told["without"] and other["with"] != told["with"]
 
 

@@ -101,8 +101,17 @@ def embedded(guide, tokens):
         return guide.text(tokens.to(DEVICE)).last_hidden_state
 
 
-def decoder_teacher():
-    """The committed small autoencoder, frozen, on the training device."""
+def small_autoencoder():
+    """The committed small autoencoder, whose encoder settled the latents; frozen, on the training device."""
     vae = autoencoder.tiny()
     vae.load_state_dict(shipped("tiny") or shipped("model", "vae"))
+    return frozen(vae)
+
+
+def own_autoencoder():
+    """The one that the committed model draws with, frozen, on the training device: the AutoencoderKL, where there is one."""
+    if not shipped("tiny"):
+        return small_autoencoder()
+    vae = autoencoder.kl()
+    vae.load_state_dict(shipped("model", "vae"))
     return frozen(vae)

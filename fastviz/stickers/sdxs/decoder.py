@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from .. import autoencoder
 from ..loop import DEVICE, checkpoint, feed, start_seed, train
+from ..muon import optimizers
 from . import chain, network
 
 
@@ -25,28 +26,29 @@ def distance(out, target):
 def fit(minutes, batch, lr, decay=0.25):
     """Trains the decoder on latents of crops of scenes, or goes on from the checkpoint. decay: see loop.train."""
     seed = start_seed(chain.name("decoder"), 14)
-    vae = chain.decoder_teacher().to(memory_format=torch.channels_last)
+    vae, guide = (each.to(memory_format=torch.channels_last) for each in (chain.small_autoencoder(), chain.own_autoencoder()))
     small = network.small_vae(vae).to(DEVICE, memory_format=torch.channels_last)
 
     def loss(decoder, images):
         latents = autoencoder.settled(vae.encoder, images.to(DEVICE))[0]
         with torch.no_grad():
-            wanted = vae.decoder(latents)
+            wanted = guide.decode(latents).sample
         out = decoder(latents)
         return distance(out, wanted), {"psnr": autoencoder.decibels(F.mse_loss(out.detach(), wanted))}
 
     def report(decoder):
         """heldout_psnr: against whole held-out scenes; teacher: of the teacher's decoder."""
-        return {"heldout_psnr": autoencoder.psnr(vae.encoder, decoder, 16), "teacher": autoencoder.psnr(vae.encoder, vae.decoder, 16)}
+        return {name: autoencoder.psnr(vae.encoder, decode, 16)
+                for name, decode in (("heldout_psnr", decoder), ("teacher", lambda latents: guide.decode(latents).sample))}
 
     return train(chain.name("decoder"), small.decoder, feed(partial(autoencoder.crops, batch=batch), seed), loss, minutes, lr,
-                 decay=decay, report=report, report_every=60, recipe={"batch": batch})
+                 optimizers=optimizers(small.decoder, lr), decay=decay, report=report, report_every=60, recipe={"batch": batch})
 
 
 def trained():
     """The student's autoencoder: the teacher's encoder and the small decoder, on the CPU. NotYet before its stage has run."""
     if (saved := checkpoint(chain.name("decoder"))) is None:
         raise chain.NotYet("There is no small decoder for the committed model: run `python -m fastviz.stickers student-decoder` first.")
-    vae = network.small_vae(chain.decoder_teacher().cpu())
+    vae = network.small_vae(chain.small_autoencoder().cpu())
     vae.decoder.load_state_dict(saved["average"])
     return vae.eval().requires_grad_(False)

@@ -91,7 +91,7 @@ def fit(minutes, size, lr, decay=0.25, fresh=2.0, room=12_000):
     if (earlier := chain.earlier("distil", student)) is not None:
         student.load_state_dict(earlier)
     student = quick(student, minutes)
-    encoder = chain.decoder_teacher().encoder
+    encoder = chain.small_autoencoder().encoder
     batches = scenes(guide, encoder, size, fresh, room, seed)
     return train(chain.name("distil"), student, batches, loss_of(guide, chain.alphas(), compiled(network.inside, minutes)), minutes, lr,
                  optimizers=optimizers(student, lr), decay=decay, report=heldout(guide, encoder), report_every=120, recipe={"batch": size})

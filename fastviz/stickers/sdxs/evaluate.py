@@ -35,7 +35,7 @@ def rows(guide):
     """{name: (folder, pipeline, steps, guidance)}: the teacher, and the student after each stage that has run; that of the stage that
     was exported with its weights as they are shipped, in half precision."""
     small, guidance = decoder.trained(), chain.MODEL.guidance
-    whole = ready(evaluate.pipeline(guide, chain.decoder_teacher()))
+    whole = ready(evaluate.pipeline(guide, chain.own_autoencoder()))
     found = {f"Teacher, {steps} steps" if steps > 1 else "Teacher, 1 step": (f"teacher-{steps}", whole, steps, guidance)
              for steps in (FULL, FEW, 1)}
     names = {"distil": "Student, distilled only", "warmup": "Student, warm-up only", "score": "Student, full recipe"}

@@ -107,7 +107,7 @@ def recalled(guide, count=24, prompts=8, seeds=4):
     where prompts get one picture each. The judge that reads them is in no loss."""
     asked = [evaluate.prompts(count, 70_000_027, number) for number in (1, 2)]
     some = [scene for scenes in asked for scene in scenes[:prompts // 2]]
-    vae, alphas = chain.decoder_teacher(), chain.alphas()
+    vae, alphas = chain.own_autoencoder(), chain.alphas()
 
     @torch.no_grad()
     def drawn(student, scenes):

@@ -102,7 +102,7 @@ def begun(unet):
 def fit(minutes, size, lr, fresh=2.0, room=6000):
     """Goes on from the checkpoint or, without one, from what `begun` gives. size: windows per batch."""
     seed, guide = start_seed(name(), 15), chain.committed_teacher(minutes)
-    encoder = chain.decoder_teacher().encoder
+    encoder = chain.small_autoencoder().encoder
     control = quick(begun(guide.unet), minutes)
     store, painted = Drawn(encoder, teacher.tokens_of(guide.tokenizer, [""]), room), feed(paint, seed)
     while store.count < 10 * size:
