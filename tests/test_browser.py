@@ -312,7 +312,10 @@ def test_a_bad_prompt_shows_its_sentence_and_loses_nothing(visit):
     tab.page.locator("#ask-seed .refusal").wait_for()
     tab.number("seed", 1)
     tab.page.get_by_role("button", name="More rows and picture size").click()
-    tab.page.locator("#ask-more").locator("input, textarea").fill("nonsense")
+    more = tab.page.locator("#ask-more").locator("input, textarea")
+    more.fill("nonsense")
+    more.press("Tab")  # as whoever goes on to the button: the page has heard of it then
+    assert more.input_value() == "nonsense"
     tab.page.get_by_role("button", name="More rows and picture size").click()
     tab.page.locator("#run").click()
     assert "Unknown method" in tab.page.locator("#ask-more .refusal").inner_text()
