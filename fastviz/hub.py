@@ -19,6 +19,7 @@ ORIGIN = "origin.json"  # beside hashes.json: where the files came from
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 PARTS = (*NETWORKS, "scheduler", "tokenizer", "tokenizer_2")
 MARGIN = 2**28  # bytes of disk that stay free
+ARRIVING = ".arriving"  # folder of what has come of large files that are not complete, by their sha256
 CONTROL, PICKLE = ("config.json", "diffusion_pytorch_model.safetensors"), "diffusion_pytorch_model.bin"
 
 
@@ -48,8 +49,8 @@ def sentence(error, model):
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/{model.hub}"
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        return f"The disk is full: make room in {model.folder.parent}, or set FASTVIZ_MODELS to a folder elsewhere."
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"The disk takes no more: make room in {model.folder.parent}, or set FASTVIZ_MODELS to a folder elsewhere."
     if isinstance(error, errors.GatedRepoError):
         return (f"{model.title} is given to those who accepted its licence: open {page}, sign in and accept it, then run `hf "
                 "auth login` here and the same command again.")
@@ -60,8 +61,8 @@ def sentence(error, model):
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "The network is switched off by HF_HUB_OFFLINE: unset it and run the same command again."
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (f"{page} could not be read ({reason}): connect to the network and run the same command again, complete files "
-            "are kept.")
+    return (f"{page} could not be read ({reason}): connect to the network and run the same command again, what has come "
+            "is kept.")
 
 
 def check_room(model, sizes, folder):
@@ -70,6 +71,7 @@ def check_room(model, sizes, folder):
     place = model.folder.parent
     place.mkdir(parents=True, exist_ok=True)
     missing = sum(size for name, size in sizes.items() if not (folder / name).is_file())
+    missing -= sum(part.stat().st_size for part in (folder / ARRIVING).glob("*"))
     free = shutil.disk_usage(place).free
     if missing + MARGIN > free:
         raise BadModel(f"{model.title} needs {missing / 1e9:.2f} GB on disk and {free / 1e9:.2f} GB are free in {place}: make "
@@ -105,14 +107,36 @@ def bring(model, folder, choose):
               f"{folder}", file=sys.stderr)
         check_room(model, sizes, folder)
         for name in names:
-            hf_hub_download(model.hub, name, revision=told.sha, local_dir=folder)
+            if files[name].lfs:
+                download(model.hub, files[name], told.sha, folder)
+            else:
+                hf_hub_download(model.hub, name, revision=told.sha, local_dir=folder)
+        shutil.rmtree(folder / ARRIVING, ignore_errors=True)
     except KeyboardInterrupt:
-        print(f"\n{model.title} is not complete: the same command keeps the files that are, and goes on.", file=sys.stderr)
+        print(f"\n{model.title} is not complete: the same command goes on where it was.", file=sys.stderr)
         raise
     except (OSError, errors.HTTPError) as error:
         raise BadModel(sentence(error, model)) from error
     compare(folder, names, {name: files[name].lfs.sha256 for name in names if files[name].lfs})
     return told.sha, names
+
+
+def download(hub, file, commit, folder):
+    """One large file into `folder`, from where an earlier command left off: hf_hub_download begins anew with every command."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+    path, part = folder / file.rfilename, folder / ARRIVING / file.lfs.sha256
+    part.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(f"{part}.lock"):
+        if path.is_file() and path.stat().st_size == file.size:
+            return
+        with open(part, "ab") as arriving:
+            http_get(hf_hub_url(hub, file.rfilename, revision=commit), arriving, resume_size=arriving.tell(), headers=build_hf_headers(),
+                     expected_size=file.size, displayed_filename=file.rfilename)
+        part.replace(path)
 
 
 def compare(folder, names, told):

@@ -13,10 +13,11 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 class Hub:
     """folder: what every repository holds but those in `others`, {name: folder}; fault: "", "gated", "repo", "revision", "cut", which breaks large files off
-    in the middle, or "cut once"; asked: (method, path, range) of every request."""
+    in the middle, "cut once", or "stall", which keeps their second halves back; stalled: set when it does; asked: (method, path, range) of every request."""
 
     def __init__(self, folder, others):
         self.folder, self.others, self.fault, self.asked = Path(folder), others, "", []
+        self.stalled, self.over = threading.Event(), threading.Event()
 
     def files(self, address):
         folder = next((folder for name, folder in self.others.items() if f"/{name}/" in address), self.folder)
@@ -86,6 +87,13 @@ def handler(hub):
                 self.wfile.write(data[first:len(data) // 2])
                 self.close_connection = True
                 return
+            if large and hub.fault == "stall":
+                self.wfile.write(data[first:len(data) // 2])
+                self.wfile.flush()
+                hub.stalled.set()
+                hub.over.wait()
+                self.close_connection = True
+                return
             self.wfile.write(data[first:])
 
     return Answer
@@ -101,6 +109,7 @@ def serving(folder, **others):
     try:
         yield hub, f"http://127.0.0.1:{server.server_port}"
     finally:
+        hub.over.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -37,15 +38,27 @@ def place(repository, tmp_path):
         yield server, address, tmp_path / "models"
 
 
-def fetch(place, key="sdxs", code=None, **environment):
-    """`python -m fastviz fetch`. The variant of sdxs is the plain one, so it is given fp16."""
+# `python -m fastviz fetch sdxs`, whose variant is the plain one: here it is given fp16
+COMMAND = [sys.executable, "-c", "import dataclasses, sys; from fastviz.checkpoints import MODELS; from fastviz.__main__ import main\n"
+           "MODELS['sdxs'] = dataclasses.replace(MODELS['sdxs'], variant='fp16')\nsys.exit(main(['fetch', 'sdxs']))"]
+
+
+def surroundings(place):
     _, address, folder = place
-    code = code or ("import dataclasses, sys; from fastviz.checkpoints import MODELS; from fastviz.__main__ import main\n"
-                    "MODELS['sdxs'] = dataclasses.replace(MODELS['sdxs'], variant='fp16')\n"
-                    f"sys.exit(main(['fetch', {key!r}]))")
-    told = {**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "FASTVIZ_MODELS": str(folder), "HF_HOME": str(folder / "hf"),
-            "HF_HUB_ETAG_TIMEOUT": "3", "HF_HUB_DOWNLOAD_TIMEOUT": "3", **environment}
-    return subprocess.run([sys.executable, "-c", code], cwd=models.ROOT, capture_output=True, text=True, env=told)
+    return {**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "FASTVIZ_MODELS": str(folder), "HF_HOME": str(folder / "hf"),
+            "HF_HUB_ETAG_TIMEOUT": "3", "HF_HUB_DOWNLOAD_TIMEOUT": "3"}
+
+
+def fetch(place, code=COMMAND[2], **environment):
+    return subprocess.run([*COMMAND[:2], code], cwd=models.ROOT, capture_output=True, text=True, env=surroundings(place) | environment)
+
+
+def wait_for(found, seconds=60):
+    """What `found` gives as soon as that is something."""
+    end = time.time() + seconds
+    while not (told := found()) and time.time() < end:
+        time.sleep(0.05)
+    return told
 
 
 def test_fetch_brings_what_is_loaded_and_nothing_else_and_records_it(place, repository, monkeypatch):
@@ -73,7 +86,7 @@ def test_an_interrupted_download_goes_on_and_keeps_what_is_complete(place):
     server.fault = "cut"
     broken = fetch(place, HF_HUB_DOWNLOAD_RETRIES="0")
     assert broken.returncode == 1 and "Traceback" not in broken.stderr
-    assert broken.stderr.rstrip().endswith("complete files are kept.")
+    assert broken.stderr.rstrip().endswith("what has come is kept.")
     assert not (folder / "sdxs" / verified.HASHES).exists()  # no record: it cannot be loaded
     server.fault = ""
     before = len(server.asked)
@@ -85,18 +98,50 @@ def test_an_interrupted_download_goes_on_and_keeps_what_is_complete(place):
     assert kept and not kept & got and [name for name in got if name.endswith(".safetensors")]
 
 
-def test_a_large_file_goes_on_where_it_broke_off(repository, tmp_path):
-    """huggingface_hub keeps whole pieces of 10 MB; the rest of the file is asked for by its range, within the same command."""
+@pytest.fixture
+def large(repository, tmp_path):
+    """The same with a text encoder of 48 MB, which huggingface_hub writes in pieces of 10 MB."""
     shutil.copytree(repository, tmp_path / "large")
     save_file({"weight": torch.zeros(12_000_000)}, tmp_path / "large/text_encoder/model.fp16.safetensors")
     with serving(tmp_path / "large") as (server, address):
-        place = server, address, tmp_path / "models"
-        server.fault = "cut once"
-        done = fetch(place)
-        assert done.returncode == 0 and not server.fault, done.stderr[-500:]
-        begins = [int(begin.removeprefix("bytes=").partition("-")[0]) for verb, path, begin in server.asked
-                  if verb == "GET" and path.endswith("text_encoder/model.fp16.safetensors") and begin]
-    assert begins and begins[0] >= 10_000_000
+        yield server, address, tmp_path / "models"
+
+
+def begins(server, first=0):
+    """Where the parts of the large file begin that were asked for, after the first requests."""
+    return [int((begin or "bytes=0-").removeprefix("bytes=").partition("-")[0]) for verb, path, begin in server.asked[first:]
+            if verb == "GET" and path.endswith("text_encoder/model.fp16.safetensors")]
+
+
+def test_a_large_file_goes_on_where_it_broke_off(large):
+    large[0].fault = "cut once"
+    done = fetch(large)
+    assert done.returncode == 0 and not large[0].fault, done.stderr[-500:]
+    assert begins(large[0])[0] == 0 and begins(large[0])[1] >= 10_000_000
+
+
+@pytest.mark.parametrize("fault", ["stall", "full"])
+def test_a_large_file_goes_on_after_the_command_was_killed_or_the_disk_was_full(large, fault):
+    server, address, folder = large
+    if fault == "stall":  # the second half never comes, and somebody pulls the plug
+        server.fault = fault
+        running = subprocess.Popen(COMMAND, cwd=models.ROOT, env=surroundings(large), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        assert server.stalled.wait(120)
+        part, = wait_for(lambda: [path for path in (folder / "sdxs/model" / hub.ARRIVING).glob("*") if path.stat().st_size >= 20_000_000])
+        running.kill()
+        running.wait()
+    else:  # a limit on the size of files, which is the same error to who writes
+        limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (25_000_000,) * 2)\n"
+        told = fetch(large, code=limit + COMMAND[2])
+        assert told.returncode == 1 and "Traceback" not in told.stderr and "disk" in told.stderr, told.stderr[-500:]
+    server.fault = ""
+    before = len(server.asked)
+    done = fetch(large)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert len(begins(server, before)) == 1 and begins(server, before)[0] >= 20_000_000
+    assert verified.sha256(folder / "sdxs/model/text_encoder/model.fp16.safetensors") == verified.sha256(
+        server.folder / "text_encoder/model.fp16.safetensors")
+    assert not (folder / "sdxs/model" / hub.ARRIVING).exists()
 
 
 @pytest.mark.parametrize("fault, sentence", [
@@ -145,6 +190,7 @@ def test_the_network_for_sketches_comes_with_its_model_as_tensors(tmp_path, monk
         asked = len(server.asked)
         assert fetch(place, code=code).returncode == 0
         assert not [one for one in server.asked[asked:] if "sketch" in one[1]]
+        assert any(path.endswith(f"{model.control.hub}/revision/{model.control.revision}") for _, path, _ in server.asked)
     folder = sketch.path_of(model.folder)
     assert sketch.missing(model.folder) == "" == verified.check(folder, recorded=True) and sketch.scale(model.folder) == 0.8
     assert verified.contents(folder) == ["config.json", "diffusion_pytorch_model.safetensors", "sketch.json"]
