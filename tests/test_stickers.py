@@ -172,6 +172,12 @@ def test_windows_hold_the_whole_sticker():
         assert held.all()
 
 
+def test_pictures_drawn_in_half_precision_are_measured_in_single(tiny_pipe, monkeypatch):
+    monkeypatch.setattr(loop, "PRECISION", torch.bfloat16)
+    told = evaluate.spread(tiny_pipe, 1, seeds=2, steps=2, size=64)
+    assert told["drawn"] > 0 and told["real"] > 0
+
+
 def test_a_window_is_a_cut_of_the_encoded_scene(tiny_pipe):
     torch.manual_seed(0)
     pictures, tokens, boxes = next(teacher.paint(0, alone=True, batch=8))

@@ -77,7 +77,8 @@ def spread(pipe, count, seeds=4, **options):
     """{"drawn", "real"}: diversity of `seeds` pictures for each of `count` prompts, and of as many scenes that the same
     captions describe."""
     rng, scenes = random.Random(60_000_011), prompts(count, 60_000_011, None)
-    drawn = [draw(pipe, [scene.caption] * seeds, **options) for scene in scenes]
+    with autocast():
+        drawn = [draw(pipe, [scene.caption] * seeds, **options) for scene in scenes]
     real = [[world.render(world.again(rng, scene)) for _ in range(seeds)] for scene in scenes]
     return {"drawn": round(measures.diversity(drawn), 4), "real": round(measures.diversity(real), 4)}
 
@@ -106,8 +107,7 @@ def main(count, steps, guidance):
         everything += pictures
     drawn(pipe).save(FOLDER / "drawn.webp", lossless=True)
     told["frechet"] = distances(everything)
-    with autocast():
-        told["diversity"] = spread(pipe, max(2, count // 16), steps=steps, guidance=guidance)
+    told["diversity"] = spread(pipe, max(2, count // 16), steps=steps, guidance=guidance)
     told["psnr"] = {name: autoencoder.psnr(lambda x: encoded(vae, x), lambda z: vae.decode(z).sample.float())
                     for name, vae in [("model", pipe.vae)] + [("tiny", autoencoder.trained().to(DEVICE))] * (FOLDER / "tiny").is_dir()}
     told["megabytes"] = round(sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file() and ONWARD not in path.parts) / 2**20, 1)
