@@ -71,6 +71,16 @@ def load(path, block=None):
     return trace
 
 
+def counterparts(grids, others):
+    """{block of a network: the block of another network on the same side (down, mid or up) and grid, at the same place among
+    them, or None}: a student that lost a stage numbers the others anew. grids, others: {block: (h, w)}, see lens.about."""
+    def place(name, size):
+        return name.partition("_block")[0], tuple(size), name.partition(".attentions.")[2]
+
+    found = {place(name, size): name for name, size in others.items()}
+    return {name: found.get(place(name, size)) for name, size in grids.items()}
+
+
 @dataclass
 class Context:
     """What one run tells the methods attached to it, and what they report back. Made anew for every run.

@@ -56,7 +56,7 @@ def cell(images, step, y, x, k):
 def test_a_group_has_the_mean_colour_of_its_pixels_and_tokens_alone_show_the_picture(size):
     channels, picture, k = tome_channels(size, (1, 3)), picture_of(size), 8 if size == SIZES[0] else 4
     pixels = np.asarray(picture).astype(float)
-    found = views.frames(channels, "groups", BLOCK, 5, picture)
+    found = views.frames(channels, "groups", BLOCK, 5, [picture])
     assert found.images.shape == (5, size[0] * k, size[1] * k, 4) and found.images.dtype == np.uint8
     for step in (1, 3):
         labels = channels["tome.labels"][step, BLOCK]
@@ -79,7 +79,7 @@ def test_a_group_has_the_mean_colour_of_its_pixels_and_tokens_alone_show_the_pic
 @pytest.mark.parametrize("size", SIZES)
 def test_lines_run_between_different_groups_only(size, kind):
     channels, k = tome_channels(size, (0,)), 8 if size == SIZES[0] else 4
-    images = views.frames(channels, kind, BLOCK, 1, picture_of(size)).images
+    images = views.frames(channels, kind, BLOCK, 1, [picture_of(size)]).images
     labels = channels["tome.labels"][0, BLOCK]
     count = np.bincount(labels.ravel())[labels]
     seen = {True: 0, False: 0}
@@ -97,7 +97,7 @@ def test_lines_run_between_different_groups_only(size, kind):
 @pytest.mark.parametrize("size", SIZES)
 def test_dots_mark_destinations_that_something_merged_into(size):
     channels, k = tome_channels(size, (0,)), 8 if size == SIZES[0] else 4
-    images = views.frames(channels, "groups", BLOCK, 1, picture_of(size)).images
+    images = views.frames(channels, "groups", BLOCK, 1, [picture_of(size)]).images
     labels, dst = channels["tome.labels"][0, BLOCK], channels["tome.destinations"][0, BLOCK]
     count = np.bincount(labels.ravel())[labels]
     for y, x in np.ndindex(*size):
@@ -109,7 +109,7 @@ def test_dots_mark_destinations_that_something_merged_into(size):
 def test_colours_of_groups_are_distinct_and_stay_with_their_destination():
     size = (16, 16)
     channels = tome_channels(size, range(3))
-    images = views.frames(channels, "labels", BLOCK, 3, picture_of(size)).images
+    images = views.frames(channels, "labels", BLOCK, 3, [picture_of(size)]).images
     colours = {}
     for step in range(3):
         labels, dst = channels["tome.labels"][step, BLOCK], channels["tome.destinations"][step, BLOCK]
@@ -142,7 +142,7 @@ def test_a_match_that_serves_several_steps_tells_its_step():
     channels = tome_channels((8, 8), (0, 1))
     for name in channels:
         channels[name][2, BLOCK] = channels[name][1, BLOCK]
-    told = views.frames(channels, "groups", BLOCK, 3, picture_of((8, 8))).captions
+    told = views.frames(channels, "groups", BLOCK, 3, [picture_of((8, 8))]).captions
     assert told[2] == f"{told[1]}, chosen at step 2" and "chosen" not in told[0] + told[1]
 
 
@@ -151,7 +151,7 @@ def test_nothing_merged_is_told():
     channels = {"tome.labels": {(0, BLOCK): labels}, "tome.destinations": {(0, BLOCK): np.arange(48, 64)},
                 "tome.similarity": {(0, BLOCK): np.full((8, 8), np.nan, np.float16)}}
     for kind in views.kinds(channels):
-        found = views.frames(channels, kind, BLOCK, 1, picture_of((8, 8)))
+        found = views.frames(channels, kind, BLOCK, 1, [picture_of((8, 8))])
         assert not found.images.any() and found.captions == ["nothing merged"]
 
 
@@ -159,7 +159,7 @@ def test_what_was_least_alike_is_brightest():
     values = np.linspace(0.7, 1, 63)
     cosines = np.append(values, np.nan).astype(np.float16).reshape(8, 8)
     channels = tome_channels((8, 8), (0,)) | {"tome.similarity": {(0, BLOCK): cosines}}
-    found = views.frames(channels, "similarity", BLOCK, 1, picture_of((8, 8)))
+    found = views.frames(channels, "similarity", BLOCK, 1, [picture_of((8, 8))])
     at = found.images[0, ::8, ::8].reshape(64, 4)
     assert rising(at[:63][::-1]) and not at[63].any()
     assert found.legend[-1] == ("#fcfdbf", "70 % alike") and (at[0, :3] == (0xfc, 0xfd, 0xbf)).all()
@@ -214,7 +214,7 @@ def pruned(size, steps, seed=0):
 @pytest.mark.parametrize("size", SIZES)
 def test_exactly_what_was_left_out_is_dimmed(size):
     channels, k = pruned(size, (0, 2)), 8 if size == SIZES[0] else 4
-    found = views.frames(channels, "kept", BLOCK, 3, picture_of(size))
+    found = views.frames(channels, "kept", BLOCK, 3, [picture_of(size)])
     for step in (0, 2):
         for y, x in np.ndindex(*size):
             kept = channels["atedm.kept"][step, TRANSFORMER][y, x]
@@ -226,7 +226,7 @@ def test_exactly_what_was_left_out_is_dimmed(size):
 def test_every_layer_of_a_transformer_shows_what_it_left_out():
     channels, picture = pruned((8, 8), (0,)), picture_of((8, 8))
     for kind in views.kinds(channels):
-        one, other, elsewhere = (views.frames(channels, kind, name, 1, picture).images for name in (
+        one, other, elsewhere = (views.frames(channels, kind, name, 1, [picture]).images for name in (
             f"{TRANSFORMER}.transformer_blocks.0", BLOCK, "up_blocks.1.attentions.1.transformer_blocks.0"))
         assert one.any() and (one == other).all() and not elsewhere.any()
 
@@ -235,7 +235,7 @@ def test_every_layer_of_a_transformer_shows_what_it_left_out():
 def test_a_copy_has_the_mean_colour_of_its_source(size):
     channels, picture, k = pruned(size, (0,)), picture_of(size), 8 if size == SIZES[0] else 4
     source, pixels = channels["atedm.source"][0, TRANSFORMER], np.asarray(picture).astype(float)
-    images = views.frames(channels, "source", BLOCK, 1, picture).images
+    images = views.frames(channels, "source", BLOCK, 1, [picture]).images
     for y, x in np.ndindex(*size):
         v, u = divmod(int(source[y, x]), size[1])
         corner = cell(images, 0, y, x, k)[0, 0]
@@ -246,13 +246,39 @@ def test_a_copy_has_the_mean_colour_of_its_source(size):
             assert corner[3] == 255 and np.abs(corner[:3] - mean).max() <= 0.51
 
 
+def test_on_a_plain_background_lines_and_dots_tell_what_is_filled_in_from_where():
+    source = np.repeat([[0, 0, 3, 3]], 3, 0).astype(np.int32)
+    kept = source == np.arange(12).reshape(3, 4)
+    channels = {"atedm.kept": {(0, TRANSFORMER): kept}, "atedm.source": {(0, TRANSFORMER): source}}
+    for colour in ((255, 255, 255), (20, 20, 20), (128, 128, 128)):
+        found = views.frames(channels, "source", BLOCK, 1, [Image.new("RGB", (32, 24), colour)])
+        seen = np.asarray(laid(Image.new("RGB", (32, 24), colour), found.images[0])).astype(int)
+        apart = (np.abs(seen - colour).sum(-1) > 100).reshape(3, 8, 4, 8)
+        middle = apart[:, 3:5, :, 3:5].all((1, 3))
+        assert (middle == kept).all() and apart[:, :, 1, -1].all()  # a dot on the two sources, a line between their regions
+        apart[:, :, 1, -1] = apart[0, -1] = apart[0, :, 0, -1] = apart[0, :, 2, -1] = False  # and around the sources
+        apart[:, 3:5, :, 3:5] = False
+        assert not apart.any()
+    assert [text for _, text in found.legend if text.startswith(("lines", "dot"))] and len(found.legend) <= 5
+
+
+@pytest.mark.parametrize("kind", ("groups", "source"))
+def test_colours_are_those_of_each_steps_own_picture(kind):
+    channels = tome_channels((8, 8), (0, 2)) | pruned((8, 8), (0, 2))
+    several = [picture_of((8, 8), seed) for seed in range(3)]
+    found = views.frames(channels, kind, BLOCK, 3, several).images
+    for step in (0, 2):
+        assert (found[step] == views.frames(channels, kind, BLOCK, 3, [several[step]]).images[step]).all()
+        assert (found[step] != views.frames(channels, kind, BLOCK, 3, [several[1]]).images[step]).any()
+
+
 def test_tokens_that_get_no_value_of_another_are_dimmed_and_copies_are_offered_only_where_there_are_any():
     channels = pruned((8, 8), (0,))
     kept = channels["atedm.kept"][0, TRANSFORMER]
     assert list(views.kinds(channels)) == ["kept", "importance", "source"]
     channels["atedm.source"][1, TRANSFORMER] = np.where(kept, np.arange(64).reshape(8, 8), -1)
-    found = views.frames(channels, "source", BLOCK, 2, picture_of((8, 8)))
-    assert ((found.images[1, ::8, ::8] == (0, 0, 0, 178)).all(-1) == ~kept).all() and len(found.legend) == 3
+    found = views.frames(channels, "source", BLOCK, 2, [picture_of((8, 8))])
+    assert ((found.images[1, ::8, ::8] == (0, 0, 0, 178)).all(-1) == ~kept).all() and len(found.legend) == 5
     del channels["atedm.source"][0, TRANSFORMER]
     assert list(views.kinds(channels)) == ["kept", "importance"]
 
@@ -261,7 +287,7 @@ def test_importance_is_heat_on_a_fixed_scale():
     channels, values = pruned((8, 8), (0, 1)), np.geomspace(0.25, 4, 64).reshape(8, 8)
     for step, scaled in enumerate((values, np.minimum(values * 4, 100))):
         channels["atedm.importance"][step, TRANSFORMER] = scaled.astype(np.float16)
-    images = views.frames(channels, "importance", BLOCK, 2, picture_of((8, 8))).images[:, ::8, ::8].reshape(2, 64, 4)
+    images = views.frames(channels, "importance", BLOCK, 2, [picture_of((8, 8))]).images[:, ::8, ::8].reshape(2, 64, 4)
     assert rising(images[0])
     average = np.abs(values.ravel() * 4 - 1).argmin(), np.abs(values.ravel() - 1).argmin()
     assert np.abs(images[1, average[0]].astype(int) - images[0, average[1]]).max() <= 8
@@ -276,38 +302,40 @@ def test_moved_attention_is_heat_and_steps_that_compute_are_clear():
     channels = {"attention_reuse.age": ages, "attention_reuse.moved": {
         (step, f"{BLOCK}.attn1"): values * scale for step, scale in ((1, 1), (4, 0.5))}}
     assert list(views.kinds(channels)) == ["moved.self"]
-    found = views.frames(channels, "moved.self", BLOCK, 5, picture_of((8, 8)))
+    found = views.frames(channels, "moved.self", BLOCK, 5, [picture_of((8, 8))])
     at = found.images[:, ::8, ::8].reshape(5, 64, 4)
     assert rising(at[1]) and np.abs(at[4, -1].astype(int) - at[1, 32]).max() <= 8 and not at[[0, 2, 3]].any()
     assert found.captions == ["computed", "attention of step 1, 1 step old", "computed",
                               "attention of step 3, 1 step old, not recorded by place", "attention of step 3, 2 steps old"]
-    other = views.frames(channels, "moved.cross", BLOCK, 5, picture_of((8, 8)))
+    other = views.frames(channels, "moved.cross", BLOCK, 5, [picture_of((8, 8))])
     assert not other.images.any() and other.sentence.startswith("Nothing to see") and other.captions[0] == "computed"
 
 
 # Attention maps
 
-def test_a_words_maps_share_their_scale_and_stay_until_the_next_one():
+def test_a_words_maps_share_their_scale_and_the_nearest_one_stands_in_and_says_so():
     draw = np.random.default_rng(0)
     maps = {(step, f"{BLOCK}.attn2"): (draw.random((3, 8, 8)) * top).astype(np.float16) for step, top in ((1, 0.1), (3, 0.4))}
     maps[3, f"{BLOCK}.attn2"][1].flat[0] = 0.5
-    found = views.words({"attention.cross": maps}, BLOCK, 5, 1)
-    at = found.images[:, ::8, ::8].reshape(5, 64, 4)
-    assert not at[0].any() and (at[1] == at[2]).all() and (at[3] == at[4]).all() and at[1, :, 3].max() < at[3, :, 3].max()
-    for step in (1, 3):
-        expected = frames_paint.heat(maps[step, f"{BLOCK}.attn2"][1].astype(np.float32).ravel() / 0.5)
-        assert (at[step] == expected).all()
+    found = views.words({"attention.cross": maps}, BLOCK, 6, 1)
+    at = found.images[:, ::8, ::8].reshape(6, 64, 4)
+    assert at[1, :, 3].max() < at[3, :, 3].max()
+    for step, made in enumerate((1, 1, 1, 3, 3, 3)):
+        expected = frames_paint.heat(maps[made, f"{BLOCK}.attn2"][1].astype(np.float32).ravel() / 0.5)
+        assert (at[step] == expected)[:40].all() and (step != made or (at[step] == expected).all())
+        stamped = found.images[step, 50:62, :24].reshape(-1, 4)
+        assert ((stamped == (0, 0, 0, 255)).all(-1).mean() > 0.3 and (stamped.min(-1) > 200).any()) == (step != made)
     assert found.legend[-1] == ("#fcfdbf", "50 % of a square's attention") and found.legend[1][1].startswith("25 %")
-    assert found.captions[0] == "not recorded at this step" and found.captions[3:] == ["at most 50 %", "at most 50 %, recorded at step 4"]
+    assert found.captions[0].endswith(", recorded at step 2") and found.captions[3:5] == ["at most 50 %", "at most 50 %, recorded at step 4"]
 
 
 @pytest.mark.parametrize("place, token", (((0.0, 0.0), (0, 0)), ((0.3, 0.8), (2, 4)), ((1.0, 1.0), (7, 5)), ((-1, 9), (0, 5))))
 def test_a_place_is_framed_and_shows_where_it_looks(place, token):
     values = np.random.default_rng(0).integers(0, 256, (8, 6, 8, 6), np.uint8)
     found = views.point({"attention.self": {(1, f"{BLOCK}.attn1"): values}}, BLOCK, 3, place)
-    assert found.images.shape == (3, 64, 48, 4) and not found.images[0].any()
-    assert (found.images[1] == found.images[2]).all()
-    assert found.captions == ["not recorded at this step", "attention", "attention, recorded at step 2"]
+    assert found.images.shape == (3, 64, 48, 4) and (found.images[0] == found.images[2]).all()
+    assert (found.images[1] == found.images[2])[:48].all() and (found.images[1] != found.images[2]).any()  # the stamp below
+    assert found.captions == ["attention, recorded at step 2", "attention", "attention, recorded at step 2"]
     for y, x in np.ndindex(8, 6):
         one, heat = cell(found.images, 1, y, x, 8), frames_paint.heat(np.float32(values[token][y, x] / values[token].max()))
         assert np.abs(one[3:5, 3:5].astype(int) - heat).max() <= 2  # a root and back
@@ -388,6 +416,18 @@ def test_strips_tell_the_age_and_the_staleness_of_what_was_reused():
         assert cells.shape == (2, 3, 3) and (cells[1] == cells[0, 0]).all() and cells[0, 0].sum() != cells[0, 1].sum() < cells[0, 2].sum()
 
 
+def test_blocks_that_a_network_does_without_are_black_in_every_strip():
+    blocks = [f"{TRANSFORMER}.transformer_blocks.0", None]
+    channels = {"attention_reuse.age": {(step, f"{blocks[0]}.attn1"): np.int16(step) for step in range(3)}}
+    for _, strip, says in views.strips(channels, blocks, 3).values():
+        cells = np.asarray(strip)
+        assert not cells[1].any() and cells[0].any(-1).all() and says.endswith("because it was removed")
+    assert "black" not in views.strips(channels, blocks[:1], 3)["computed"][2]
+    found = views.removed(3)
+    plain(found)
+    assert len(found.images) == len(found.captions) == 3 and not found.images.any() and found.legend[0][0] == "#000000"
+
+
 def test_no_other_step_stands_in_for_attention_that_was_not_recorded():
     """Of steps 0 to 3, the last two use the second one's attention, and 0 and 2 alone are recorded."""
     draw = np.random.default_rng(0)
@@ -433,7 +473,7 @@ def test_what_was_saved_is_told_in_words_and_drawn_for_every_run(dark):
 @pytest.mark.parametrize("kind", KINDS)
 def test_where_nothing_was_recorded_nothing_is_drawn(kind):
     channels = tome_channels((8, 8), (0, 1)) | pruned((8, 8), (0, 1))
-    found = views.frames(channels, kind, "mid_block.attentions.0.transformer_blocks.0", 4, picture_of((8, 8)))
+    found = views.frames(channels, kind, "mid_block.attentions.0.transformer_blocks.0", 4, [picture_of((8, 8))])
     assert len(found.images) == 4 and not found.images.any() and found.captions == ["not active here"] * 4
     assert found.sentence.startswith("Nothing to see")
 
@@ -451,7 +491,7 @@ def test_a_trace_that_ran_full_is_drawn_as_far_as_it_goes(tiny_pipe):
                 trace.add(channel, step, layer, value)
         for kind in views.kinds(trace.channels):
             for name in ("down_blocks.0.attentions.0.transformer_blocks.1", BLOCK):
-                assert len(views.frames(trace.channels, kind, name, 4, picture_of((16, 16))).images) == 4
+                assert len(views.frames(trace.channels, kind, name, 4, [picture_of((16, 16))]).images) == 4
 
 
 # Real runs
@@ -481,7 +521,7 @@ def test_every_block_of_a_real_run_is_drawn(tiny_pipe, stack, kinds):
     for kind in kinds:
         drawn = 0
         for name, _, size in transformer_blocks(tiny_pipe.unet, (16, 16)):
-            found = views.frames(channels, kind, name, 4, picture)
+            found = views.frames(channels, kind, name, 4, [picture])
             assert found.images.shape[0] == len(found.captions) == 4
             plain(found)
             if found.images.any():

@@ -77,6 +77,28 @@ def test_rows_with_a_scheme_of_their_own_show_it(tiny_pipe, tiny_home, monkeypat
         assert light.shape == dark.shape and light[0, 0] > 200 and dark[0, 0] < 60
 
 
+def test_a_student_shows_its_own_attention_in_the_teachers_blocks_and_what_was_removed(tiny_pipe, tiny_home, monkeypatch, tmp_path):
+    monkeypatch.setitem(models._loaded, "stickers", tiny_pipe)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    job = Job(Request("a cat", size=128, steps=4, repeats=1, methods="full,sdxs"))
+    job.work()
+    look = Inside(job)
+    look.work()
+    assert [row["error"] for row in look.views] == [None, None] and look.views[1]["timesteps"] == [999]
+    token, black = look.words[-1][0], ~np.asarray(picture(look.views[1]["strips"]["computed"]["picture"]).convert("RGB")).any((1, 2))
+    removed = []
+    for name, _ in look.blocks:
+        (full,), student = (list(look.overlay(wanted(look, token, block=name))["rows"][row]) for row in "01")
+        removed.append(student == ["removed"])
+        assert full == "now" and student in (["removed"], ["now"])
+        assert removed[-1] or np.asarray(picture(look.overlay(wanted(look, token, block=name))["rows"]["1"]["now"]["sheet"])).any()
+        assert len(look.animations(wanted(look, token, block=name))) == 2 - removed[-1]
+    kept = [name for (name, _), each in zip(look.blocks, removed) if not each]
+    assert black.tolist() == removed and {name.partition("_")[0] for name in kept} == {"down", "up"} and any(removed)
+    told = look.overlay(wanted(look, "skipped", block=look.blocks[removed.index(True)][0]))["rows"]["1"]["removed"]
+    assert "removed" in told["sentence"] + told["captions"][0] and told["legend"]
+
+
 def test_before_anything_is_recorded_there_is_nothing_to_choose(finished):
     told = Inside(finished).board()
     assert told["blocks"] == told["words"] == told["rows"] == []
@@ -90,11 +112,22 @@ def test_the_words_are_there_before_the_blocks_with_which_the_page_begins(finish
     assert boards[0]["blocks"] == [] and boards[1]["words"] == [{"token": 1, "text": "cat"}] and boards[1]["blocks"]
 
 
-def test_overlays_are_those_of_the_rows_that_skipped_something(look):
+def mean_apart(overlay, below):
+    """How far the mean colour of merged squares (8 pixels) is from that of the same places of the picture below, of 255."""
+    corners = np.asarray(overlay)[::8, ::8]  # beside lines and dots
+    where, colours = corners[..., 3] > 0, np.asarray(below.convert("RGB").resize(corners.shape[1::-1], Image.Resampling.BOX))
+    return np.abs(corners[where][:, :3].mean(0) - colours[where].mean(0)).max()
+
+
+def test_overlays_are_those_of_the_rows_that_skipped_something(look, finished):
     found = look.overlay(wanted(look, "skipped"))
     assert found["key"] == "k" and [list(row) for row in found["rows"].values()] == [[], ["groups"], ["moved.self"], []]
     merged = found["rows"]["1"]["groups"]
     assert len(merged["captions"]) == 4 and merged["sentence"] and merged["legend"]
+    early = look.overlay(wanted(look, "skipped", base="estimates"))["rows"]["1"]["groups"]
+    for told, below in ((merged, [finished.rows[1].image] * 4), (early, inside.cut(look.views[1]["estimates"], 4))):
+        assert all(mean_apart(one, other) < 2 for one, other in zip(inside.cut(told["sheet"], 4), below))
+    assert early["sheet"] != merged["sheet"]
     side = transformer_blocks(models.load("stickers").unet, (16, 16))[0][2][0]
     assert picture(merged["sheet"]).size == (4 * side * 8, side * 8)
     other = look.overlay(wanted(look, "skipped", kinds={"1": "labels"}))["rows"]["1"]
@@ -125,7 +158,9 @@ def test_attention_that_was_used_again_can_be_compared_with_what_would_be_comput
 def test_animations_have_a_frame_for_every_step(look):
     paths = look.animations(wanted(look, "skipped"))
     assert [path.suffix for path in paths] == [".webp"] * 2 and all(path.is_file() for path in paths)
-    assert Image.open(paths[0]).n_frames > 1
+    for base in ("picture", "estimates"):
+        with Image.open(look.animations(wanted(look, "skipped", base=base))[0]) as moving:
+            assert moving.size == (128, 128) and (moving.n_frames == 4 if base == "estimates" else moving.n_frames > 1)
 
 
 @pytest.mark.parametrize("told", (None, [], {}, {"show": "other"}, {"block": "no"}, {"show": 99}, {"show": True}, {"show": [0.5]},

@@ -16,6 +16,7 @@ from PIL import Image
 from .. import models, verified
 from ..request import BadRequest
 from ..store import picture_name
+from ..trace import counterparts
 from ..trace import load as load_trace
 from . import figures, worker
 from .board import png
@@ -75,13 +76,15 @@ def estimates(pipe, channels, steps, stop=lambda: False):
 
 class Inside(Work):
     """Traced runs of a finished comparison's rows. views: what the page shows of each, in order; traces: {row index: .npz
-    file}."""
+    file}; grids: {block of the model's network: (h, w)}; theirs: {row index: {block of the model's: the row's own, or None
+    where its network has none}}."""
 
     def __init__(self, job, megabytes=128):
         super().__init__("look inside")
         self.megabytes = megabytes
         self.job, self.asked = job, [row for _, row in sorted(job.rows.items()) if row.image is not None]
         self.views, self.traces, self.blocks, self.words, self.place, self.folder = [], {}, [], [], (0, 0, 1), None
+        self.grids, self.theirs = {}, {}
 
     def compute(self):
         from ..patch import transformer_blocks
@@ -90,7 +93,8 @@ class Inside(Work):
         request, pipe = self.job.request, models.load(self.job.request.model)
         side = request.size // pipe.vae_scale_factor
         self.words = words_of(request.model, request.prompt)  # before the blocks: with these the page begins
-        self.blocks = [(name, block_label(name, size)) for name, _, size in transformer_blocks(pipe.unet, (side, side))]
+        self.grids = {name: size for name, _, size in transformer_blocks(pipe.unet, (side, side))}
+        self.blocks = [(name, block_label(name, size)) for name, size in self.grids.items()]
         for i, row in enumerate(self.asked):
             self.views.append(self.traced(pipe, i, row))
             self.fresh = True
@@ -115,6 +119,7 @@ class Inside(Work):
                                on_step=lambda step, steps: self.watch(i, row.title, step, steps))
                 frames = estimates(pipe, trace.channels, row.steps, self.stop.is_set)
             trace.save(path)
+            self.theirs[row.index] = counterparts(self.grids, trace.about["grids"])
             found = self.shown(row, trace, frames) | {"figures": figures.of_row(
                 pipe, self.job.request, self.job.request.methods[row.index], trace.channels["estimate"].get((row.steps - 1, "")))}
         except (Stopped, Lost, verified.BadModel, gr.Error):  # the next row would meet the same
@@ -132,10 +137,10 @@ class Inside(Work):
         from .. import views
 
         channels, lost = trace.channels, sum(trace.dropped.values())
-        strips = views.strips(channels, [name for name, _ in self.blocks], row.steps)
+        strips = views.strips(channels, list(self.theirs[row.index].values()), row.steps)
         work = views.work(row.flops_per_step, max(self.asked[0].flops_per_step))
         sheet = views.sheet(frames, COLUMNS)
-        return {"picture": png(row.image), "estimates": webp(sheet), "kinds": views.kinds(channels),
+        return {"picture": png(row.image), "timesteps": trace.about["timesteps"], "estimates": webp(sheet), "kinds": views.kinds(channels),
                 "looks": views.looks(channels), "work": png(work),
                 "strips": {key: {"label": label, "picture": png(strip), "says": says} for key, (label, strip, says) in strips.items()},
                 "note": f"There was no room for {lost} records: some steps are missing." if lost else ""}
@@ -155,26 +160,26 @@ class Inside(Work):
 
     def overlay(self, wanted):
         """The overlays that the page asks for, as plain values: {"key", "rows": {index: {kind: {"sheet", "legend", "sentence",
-        "captions"}}}}. wanted: {"key", "block", "show": "skipped", a word's token or a point [y, x], "base": what lies below in an animation, "kinds": {index: one of the
-        row's kinds or, for a word or a point, of its looks}}. Of kinds there is the chosen one, or none where a row skipped
-        nothing; of looks there are all, to be seen side by side. BadRequest for anything else."""
+        "captions"}}}}. wanted: {"key", "block", "show": "skipped", a word's token or a point [y, x], "base": see `below`, "kinds":
+        {index: one of the row's kinds or, for a word or a point, of its looks}}. Of kinds there is the chosen one, or none where
+        a row skipped nothing; of looks there are all, to be seen side by side; "removed" alone where a row's network has no such
+        block. BadRequest for anything else."""
         rows = {str(row.index): {kind: told_frames(frames) for kind, frames in found.items()} for row, _, found, _ in self.drawn(wanted)}
         return {"key": wanted["key"], "rows": rows}
 
     def animations(self, wanted):
-        """The same overlays as animated pictures in the temp folder, over what the page draws them on ("base": the finished
-        picture, else the estimates of their steps): their paths, which tell what is shown."""
+        """The same overlays as animated pictures in the temp folder, over what the page draws them on: their paths, which tell
+        what is shown."""
         from .. import views
 
         found, blocks = [], [name for name, _ in self.blocks]
         for row, view, frames, kind in self.drawn(wanted):
-            if frames:
+            if kind in frames:
                 show = wanted["show"]
                 what = "point" if isinstance(show, list) else show if show == SKIPPED else dict(self.words)[show]
                 name = f"{self.traces[row.index].stem}-{what}-{kind}-block-{blocks.index(wanted['block']) + 1}.webp"
                 found.append(self.folder / re.sub(r"[^\w.-]", "_", name))
-                base = [row.image] if wanted.get("base") == "picture" else cut(view["estimates"], row.steps)
-                views.animation(base, frames[kind].images, found[-1])
+                views.animation(below(row, view, wanted), frames[kind].images, found[-1])
         return found
 
     def files(self):
@@ -184,15 +189,21 @@ class Inside(Work):
     def drawn(self, wanted):
         """(row, its view, {kind: Frames}, the chosen kind) of every row that was recorded. BadRequest when the page asks for
         what there is not, or no longer."""
+        from .. import views
+
         block, show, chosen = checked(wanted, [name for name, _ in self.blocks], [token for token, _ in self.words])
         here = [(row, view) for row, view in zip(self.asked, self.views) if row.index in self.traces]
         try:
             most = self.most(block, show) if isinstance(show, int) else None
             for row, view in here:
+                if self.theirs[row.index][block] is None:
+                    yield row, view, {"removed": views.removed(row.steps)}, None
+                    continue
                 kind, known = chosen.get(str(row.index)), view["kinds"] if show == SKIPPED else view["looks"] or {"now": ""}
                 kind = kind if isinstance(kind, str) and kind in known else next(iter(known), None)
                 drawn = known if show != SKIPPED else [kind] if known else []
-                yield row, view, {each: self.frames(row, block, show, each, most) for each in drawn}, kind
+                pictures = below(row, view, wanted) if show == SKIPPED and known else []
+                yield row, view, {each: self.frames(row, block, show, each, most, pictures) for each in drawn}, kind
         except FileNotFoundError:
             raise BadRequest("inside", "The records were cleared to make room: look inside again.") from None
 
@@ -200,15 +211,17 @@ class Inside(Work):
         """Where the scale of a word's attention ends that all rows share, so that they can be compared by eye."""
         from .. import views
 
-        return max(views.highest(recorded(path, block), block, token) for path in self.traces.values())
+        own = ((path, self.theirs[index][block]) for index, path in self.traces.items())
+        return max((views.highest(recorded(path, name), name, token) for path, name in own if name is not None), default=0.0)
 
-    def frames(self, row, block, show, kind, most):
-        """Frames of one row. kind: a kind or, for a word or a point, a look; most: see `most`."""
+    def frames(self, row, block, show, kind, most, pictures):
+        """Frames of one row. kind: a kind or, for a word or a point, a look; most: see `most`; pictures: see `below`."""
         from .. import views
 
+        block = self.theirs[row.index][block]
         channels = recorded(self.traces[row.index], block)
         if show == SKIPPED:
-            return views.frames(channels, kind, block, row.steps, row.image)
+            return views.frames(channels, kind, block, row.steps, pictures)
         if isinstance(show, int):
             return views.words(channels, block, row.steps, show, kind, most)
         return views.point(channels, block, row.steps, show, kind)
@@ -218,6 +231,12 @@ class Inside(Work):
 def recorded(path, block):
     """Channels of a traced run's file that belong to a block: another word or point of it asks for the same."""
     return load_trace(path, block).channels
+
+
+def below(row, view, wanted):
+    """What overlays lie on and take their colours from: the finished picture or, where "base" of what the page asks for says
+    so, "estimates" of the row's steps. List of PIL, one for all steps or one for each."""
+    return cut(view["estimates"], row.steps) if wanted.get("base") == "estimates" else [row.image]
 
 
 def told_frames(frames):

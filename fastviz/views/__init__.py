@@ -2,7 +2,7 @@
 
 from .activity import activity, strip, strips, work
 from .breakdown import breakdown
-from .frames import animation, frames, highest, kinds, looks, point, sheet, words
+from .frames import animation, frames, highest, kinds, looks, point, removed, sheet, words
 from .reuse import one_reuse, reused, schedules
 from .rows import equal_steps, followed, one_step
 from .saved import saved

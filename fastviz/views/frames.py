@@ -8,7 +8,7 @@ from PIL import Image
 
 from .frames_attention import highest, looks, moved_cross, moved_self, point, words
 from .frames_merged import distinct_groups, groups, histogram, similarity
-from .frames_paint import Frames
+from .frames_paint import Frames, framed
 from .frames_pruned import copies, importance, kept, source
 
 KINDS = {  # key: (channel, layers that end so, label, how it is drawn)
@@ -34,10 +34,16 @@ def kinds(channels):
     return found
 
 
-def frames(channels, kind, layer, steps, picture):
-    """Frames of `kind`, one of `kinds(channels)`, in the transformer block `layer` of a run of `steps` steps whose
-    picture is `picture`."""
-    return KINDS[kind][3](channels, layer, steps, picture)
+def frames(channels, kind, layer, steps, pictures):
+    """Frames of `kind`, one of `kinds(channels)`, in the transformer block `layer` of a run of `steps` steps, in the colours of
+    `pictures`: PIL, one for each step, or one for all."""
+    return KINDS[kind][3](channels, layer, steps, pictures)
+
+
+def removed(steps):
+    """Frames of a block that a run's network does not have."""
+    return framed(None, {}, steps, [("#000000", "black in the strip: blocks that this row's network does not have")],
+                  "This part of the network was removed from the one that draws here.", dict.fromkeys(range(steps), "removed from this network"))
 
 
 def sheet(images, columns=10):

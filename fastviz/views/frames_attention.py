@@ -37,11 +37,11 @@ def moved(channels, layer, steps, part):
     return p.framed(p.enlarged(p.heat(p.stacked(cells).astype(np.float32))), cells, steps, legend, sentence, captions)
 
 
-def moved_self(channels, layer, steps, picture):
+def moved_self(channels, layer, steps, pictures):
     return moved(channels, layer, steps, ".attn1")
 
 
-def moved_cross(channels, layer, steps, picture):
+def moved_cross(channels, layer, steps, pictures):
     return moved(channels, layer, steps, ".attn2")
 
 
@@ -53,23 +53,18 @@ def looks(channels):
     return dict(LOOKS) if reused else {}
 
 
-def latest(cells, steps):
-    """{step: the latest recorded step up to it}, from the first recorded one on."""
-    made, found = None, {}
-    for step in range(steps):
-        made = step if step in cells else made
-        if made is not None:
-            found[step] = made
-    return found
+def nearest(cells, steps):
+    """{step: the recorded step nearest to it, the earlier of two}; {} where nothing was recorded."""
+    return {step: min(cells, key=lambda made: (abs(made - step), made)) for step in range(steps if cells else 0)}
 
 
 def looked(cells, found, steps, look):
-    """{step: (h, w) values} of a look: the map recorded last, the one that was used, or that one minus the one that would be
+    """{step: (h, w) values} of a look: the map recorded nearest, the one that was used, or that one minus the one that would be
     computed. cells: {recorded step: map}; found: {step: age of what was used}. Nothing stands in for a map that was not
-    recorded, unless it is shown as what was recorded last."""
+    recorded, unless it is shown as that of the step nearest to it."""
     maps = {step: map.astype(np.float32) for step, map in cells.items()}
     if look == "now":
-        return {step: maps[made] for step, made in latest(cells, steps).items()}
+        return {step: maps[made] for step, made in nearest(cells, steps).items()}
     source = {step: step - int(found.get(step, 0)) for step in range(steps)}
     if look == "used":
         return {step: maps[j] for step, j in source.items() if j in maps}
@@ -80,7 +75,11 @@ def spread(drawn, values, cells, steps, legend, sentence, told, found, look):
     """Frames of `drawn`, a picture of each of `values`, see looked. told: {recorded step: caption}."""
     captions = dict.fromkeys(range(steps), "not recorded at this step")
     if look == "now":
-        captions |= {step: p.aged(told[made], step, made, "recorded") for step, made in latest(cells, steps).items()}
+        near = nearest(cells, steps)
+        captions |= {step: p.aged(told[made], step, made, "recorded") for step, made in near.items()}
+        for picture, (step, made) in zip(drawn, near.items()):
+            if made != step:
+                p.stamp(picture, p.told(made))
     else:
         captions |= {step: used(step, int(found.get(step, 0))) for step in values}
     sentence = sentence if cells else "Attention was not recorded in this part of the network."

@@ -43,10 +43,14 @@ def captions(channels, layer):
             else "nothing merged" for step, each in found.items()}
 
 
-def means(picture, size):
-    """The mean colour of each token's pixels: (h, w, 3)."""
-    bands = picture.convert("RGB").split()
-    return np.stack([np.asarray(band.convert("F").resize(size[::-1], Image.Resampling.BOX)) for band in bands], -1)
+def means(pictures, cells, size):
+    """The mean colour of each token's pixels at the steps of `cells`: (S, h, w, 3). pictures: PIL, one for each step of the run,
+    or one for all."""
+    made = {}
+    for step in cells if len(pictures) > 1 else [0]:
+        bands = pictures[step].convert("RGB").split()
+        made[step] = np.stack([np.asarray(band.convert("F").resize(size[::-1], Image.Resampling.BOX)) for band in bands], -1)
+    return np.broadcast_to(p.stacked(made), (max(1, len(cells)), *size, 3))
 
 
 def apart(labels):
@@ -54,11 +58,10 @@ def apart(labels):
     return labels + labels[0].size * np.arange(len(labels))[:, None, None], labels.size
 
 
-def mosaic(labels, picture):
-    """The mean colour of each token's group: (S, h, w) -> (S, h, w, 3)."""
+def mosaic(labels, colours):
+    """The mean of the colours (S, h, w, 3) of each token's group: (S, h, w) -> (S, h, w, 3)."""
     group, most = apart(labels)
-    bands = means(picture, labels.shape[1:]).reshape(-1, 3).T
-    sums = [np.bincount(group.ravel(), np.tile(band, len(labels)), most)[group] for band in bands]
+    sums = [np.bincount(group.ravel(), band, most)[group] for band in colours.reshape(-1, 3).T]
     return np.stack(sums, -1) / np.bincount(group.ravel(), minlength=most)[group][..., None]
 
 
@@ -81,17 +84,17 @@ def painted(labels, places, colours):
     return p.pictures(canvas)
 
 
-def groups(channels, layer, steps, picture):
+def groups(channels, layer, steps, pictures):
     """Each group in the mean colour of its pixels."""
     cells, labels, places = records(channels, layer)
     legend = [("#808080", "squares (tokens) of one group, in the mean colour of its pixels"), ("#000000", DOT)]
     sentence = ("Where the picture turns into a mosaic, squares (tokens) of one colour are worked on as one; where it stays "
                 "sharp, each is worked on alone.")
-    drawn = painted(labels, places, mosaic(labels, picture))
+    drawn = painted(labels, places, mosaic(labels, means(pictures, cells, labels.shape[1:])))
     return p.framed(drawn, cells, steps, legend, sentence, captions(channels, layer))
 
 
-def distinct_groups(channels, layer, steps, picture):
+def distinct_groups(channels, layer, steps, pictures):
     """Each group in a colour of its own."""
     cells, labels, places = records(channels, layer)
     texts = ("each group of squares (tokens) has a colour", f"of {len(PALETTE)}, so groups far apart may share one")
@@ -109,7 +112,7 @@ def likeness(channels, layer):
     return cells, cosines, float(np.where(np.isnan(cosines), 1, cosines).min())
 
 
-def similarity(channels, layer, steps, picture):
+def similarity(channels, layer, steps, pictures):
     """How unlike each merged token was to the one that it merged into, on a scale that all steps of the block share."""
     cells, cosines, lowest = likeness(channels, layer)
     drawn = p.enlarged(p.heat((1 - cosines) / max(1 - lowest, 1e-6)))
@@ -119,7 +122,7 @@ def similarity(channels, layer, steps, picture):
     return p.framed(drawn, cells, steps, legend, sentence, captions(channels, layer))
 
 
-def histogram(channels, layer, steps, picture):
+def histogram(channels, layer, steps, pictures):
     """How many tokens merged at which cosine; all steps of the block share both axes."""
     cells, cosines, lowest = likeness(channels, layer)
     edges = np.linspace(min(lowest, 1 - 1e-3), 1, BINS + 1)

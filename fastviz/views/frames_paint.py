@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import to_hex, to_rgb
+from PIL import Image, ImageDraw, ImageFont
 
 QUIET = "not active here"
 IDLE = "Nothing to see: the method leaves this part of the network as it is."
@@ -117,6 +118,15 @@ def dots(canvas, where, pixels):
     k = canvas.shape[-1]
     middle = slice(k // 2 - 1, k // 2 + 1)
     put(canvas[:, :, middle, :, middle].swapaxes(2, 3), where, pixels)
+
+
+def stamp(picture, text):
+    """Writes a short text, white on black, into the lower left corner of one picture (h, w, 4)."""
+    font = ImageFont.load_default(10)
+    label = Image.new("RGBA", tuple(round(side) + 4 for side in font.getbbox(text)[2:]), "black")
+    ImageDraw.Draw(label).text((2, 1), text, "white", font)
+    drawn = np.asarray(label)[:len(picture), :picture.shape[1]]
+    picture[len(picture) - len(drawn):, :drawn.shape[1]] = drawn
 
 
 def contrast(rgb, strength):

@@ -16,7 +16,7 @@ def captions(channels, layer):
             p.aged(f"{mask.sum()} of {mask.size} tokens kept", step, new[step]) for step, mask in masks.items()}
 
 
-def kept(channels, layer, steps, picture):
+def kept(channels, layer, steps, pictures):
     """Left out tokens dimmed."""
     cells = p.recorded(channels, "atedm.kept", layer)
     drawn = p.enlarged(np.where(p.stacked(cells)[..., None], np.uint8(0), DARK))
@@ -26,7 +26,7 @@ def kept(channels, layer, steps, picture):
     return p.framed(drawn, cells, steps, legend, sentence, captions(channels, layer))
 
 
-def importance(channels, layer, steps, picture):
+def importance(channels, layer, steps, pictures):
     """How each token ranked, on a fixed scale."""
     cells = p.recorded(channels, "atedm.importance", layer)
     values = np.maximum(p.stacked(cells).astype(np.float32), 1e-3)
@@ -41,16 +41,23 @@ def copies(found):
     return (found >= 0) & (found != np.arange(found[0].size).reshape(found.shape[1:]))
 
 
-def source(channels, layer, steps, picture):
-    """Each left out token in the mean colour of the one that it is filled in from; dimmed where there is none."""
+def source(channels, layer, steps, pictures):
+    """Each left out token in the mean colour of the one that it is filled in from, with lines between those of different ones
+    and a dot on what they are filled in from; dimmed where there is none."""
     cells = p.recorded(channels, "atedm.source", layer)
     found = p.stacked(cells).astype(np.int64)
     copied, alone = copies(found), found < 0
-    colours = means(picture, found.shape[1:]).reshape(-1, 3)[np.maximum(found, 0)]
+    flat = found.reshape(len(found), -1)
+    own = means(pictures, cells, found.shape[1:])
+    colours = np.take_along_axis(own.reshape(*flat.shape, 3), np.maximum(flat, 0)[..., None], 1).reshape(*found.shape, 3)
+    stands = np.zeros(flat.shape, bool)
+    stands[np.nonzero(copied)[0], found[copied]] = True
     canvas = p.squares(np.where(copied, p.packed(p.opaque(colours)), np.where(alone, p.packed(DARK), 0)))
-    p.lines(canvas, found, copied, p.packed(p.opaque(p.contrast(colours, 0.2))))
+    p.lines(canvas, found, copied, p.packed(p.opaque(p.contrast(colours, 0.45))))
+    p.dots(canvas, stands.reshape(found.shape), p.packed(p.opaque(p.contrast(own, 0.75))))
     legend = [("#808080", "flat colour: left out, in the mean colour of the square that it is filled in from"),
-              ("#ffffff", "picture: worked on to the end")]
+              ("#404040", "lines: between squares that are filled in from different ones"),
+              ("#000000", "dot, dark or bright: a square that others are filled in from"), ("#ffffff", "picture: worked on to the end")]
     legend += [("#4d4d4d", "darkened: left out, and filled in from no other square")] if alone.any() else []
     sentence = ("Each square (token) that was left out is filled in from one that was kept, and is painted here in that "
                 "one's colour.")

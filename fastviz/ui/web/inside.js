@@ -12,11 +12,17 @@
 
   const image = (source) => new Promise((done) => { const made = new Image(); made.onload = () => done(made); made.onerror = () => done(null); made.src = source; });
   const chosen = () => (view.show === "skipped" ? view.kinds : view.looks); // row -> kind of overlay, or look at its attention
-  const key = () => JSON.stringify([now && now.look, view.block, view.show, view.show === "skipped" && view.kinds]); // looks all come at once
+  const key = () => JSON.stringify([now && now.look, view.block, view.show, view.show === "skipped" && [view.kinds, view.base]]); // looks all come at once
   const stop = () => { clearInterval(timer); timer = null; if (parts) say(parts.play, "Play"); };
 
+  const nearest = (times, time) => times.reduce((best, each, i) => (Math.abs(each - time) < Math.abs(times[best] - time) ? i : best), 0);
+  /** The step among `to` that is nearest in noise to the step of a row `from`; by its place in the run where one has no timesteps. */
+  const meets = (step, from, to) => (from.timesteps && to.timesteps ? nearest(to.timesteps, from.timesteps[step])
+    : Math.min(to.steps - 1, Math.floor(((step + 0.5) / from.steps) * to.steps)));
+  /** The row that the scrubber goes along: one that takes all of its steps, if it was recorded. */
+  const scale = () => now.rows.find((row) => !row.error && row.steps === now.steps) || { steps: now.steps };
   /** The row's own step at the scrubber's position: rows with fewer steps move on less often. */
-  const step_of = (row) => Math.min(row.steps - 1, Math.floor(((view.step + 0.5) / now.steps) * row.steps));
+  const step_of = (row) => meets(view.step, scale(), row);
 
   fastviz.wanted = (element, value, trigger, props) => {
     ask = (wanted, here) => { props.value = wanted; if (!here) trigger("submit"); };
@@ -139,7 +145,7 @@
     card.place.addEventListener("click", (event) => {
       const box = card.place.getBoundingClientRect();
       const at = (value, count) => Math.min(count - 1, Math.max(0, Math.floor(value * count)));
-      view.step = at((event.clientX - box.left) / box.width, now.steps);
+      view.step = meets(at((event.clientX - box.left) / box.width, row.steps), row, scale());
       view.block = now.blocks[at((event.clientY - box.top) / box.height, now.blocks.length)].name;
       parts.step.value = view.step;
       parts.block.value = now.blocks.findIndex((each) => each.name === view.block);
@@ -204,7 +210,7 @@
       if (!card.beside.hidden) paint(card, canvas, all && all[look], step);
     }
     const caption = told ? told.captions[step] : found ? "Nothing was skipped within this step." : "";
-    say(card.caption, (row.steps === now.steps ? "" : `Step ${step + 1} of ${row.steps}. `) + (caption || ""));
+    say(card.caption, (row.steps === now.steps && step === view.step ? "" : `Step ${step + 1} of ${row.steps}. `) + (caption || ""));
     say(card.sentence, [told ? told.sentence : "", row.note].join(" ").trim());
     legend(card.legend, told ? told.legend : []);
     card.canvas.setAttribute("aria-label", `${row.title}, step ${step + 1}. ${card.caption.textContent}`);
