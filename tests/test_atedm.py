@@ -392,6 +392,22 @@ def test_own_and_update_go_on_from_what_was_left_out(tiny_pipe):
     torch.testing.assert_close(update, before[0] + (copy - before[0])[source], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("recover, holds", (("copy", False), ("nearest", False), ("zero", False), ("previous", False),
+                                            ("own", True), ("update", True)))
+def test_what_was_left_out_is_held_only_where_filling_in_goes_on_from_it(tiny_pipe, monkeypatch, recover, holds):
+    prune, held = atedm.Pruning.prune, []
+
+    def watched(pruning, x, kept, slot):
+        found = prune(pruning, x, kept, slot)
+        held.append([point.untyped_storage().nbytes() >= x.nbytes for point, _, _ in pruning.points])
+        assert all(point.shape[::2] == x.shape[::2] for point, _, _ in pruning.points)
+        return found
+
+    monkeypatch.setattr(atedm.Pruning, "prune", watched)
+    predicted(tiny_pipe, replace(PLAIN, recover=recover, points="each"))
+    assert held and all(each == [holds] * len(each) for each in held)
+
+
 def test_halves_choose_together_alone_or_by_the_prompt(tiny_pipe):
     both, context = predicted(tiny_pipe, replace(PLAIN, guidance="apart"))
 
