@@ -1,6 +1,7 @@
 """The GPU benchmark, on this machine with tiny networks: the same code, cells that fail, and a second call that goes on."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -347,6 +348,25 @@ def test_a_peer_that_is_not_installed_is_left_and_told_before_the_first_cell(tmp
 def test_the_packages_of_all_peers_are_in_the_requirements():
     text = (ROOT / "requirements-bench.txt").read_text()
     assert {peer.package for peer in lanes.PEERS.values() if peer.package} == set(re.findall(r"^(\w+)>=", text, re.M))
+
+
+def test_what_the_seconds_are_is_told_in_the_help_and_beside_them(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        gpu.main(["--help"])
+    words = "each kind of step is timed a few times and counts as often as it occurs, peers run their first steps, scaled"
+    assert words in " ".join(capsys.readouterr().out.split())
+    assert gpu.main(["--out", str(tmp_path)], [Cell("SD 1.5", 64, steps=2)], CONFIGS, "eager", DECODER) == 0
+    assert words in json.loads(capsys.readouterr().out.splitlines()[-1])["about"]
+    assert words in json.loads((tmp_path / "cells.json").read_text())["about"]
+
+
+def test_what_was_left_out_of_the_largest_batches_and_sizes_comes_last():
+    """Each with a picture alone before it, whose peak tells how many fit."""
+    cells, peers = gpu.cells(), ("tomesd 0.5", "pyramid broadcast 2", "DeepCache 3")
+    late = [Cell("SDXL", 2048, lane) for lane in peers[1:]] + [Cell("SDXL", 1024, "atedm", batch=0)]
+    late += [Cell(*place, lane, batch=0) for place in (("SD 1.5", 512), ("SDXL", 1024)) for lane in peers]
+    assert cells[-len(late):] == late
+    assert all(dataclasses.replace(cell, batch=1) in cells[:i] for i, cell in enumerate(cells) if not cell.batch)
 
 
 def test_the_matrix_holds_what_is_compared():

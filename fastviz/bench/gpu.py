@@ -34,6 +34,7 @@ from ..run import Peak, alive
 from . import lanes, networks
 from .matrix import Cell, cells, goals
 
+ABOUT = " ".join(__doc__.split("\n\n")[1].split())  # what the seconds are
 LARGEST = 64  # pictures in the largest batch that is tried
 SAME = ("device", "dtype", "torch", "diffusers")  # of the environments of cells that may be compared
 PROFILING = 120  # seconds in which profiles are made
@@ -201,7 +202,8 @@ def load(folder, machine):
 def main(argv=None, asked=None, configs=networks.CONFIGS, backend="inductor", decoder=None):
     """asked: Cells, if not all; configs: {network: configuration}; backend: of torch.compile; decoder: sizes of the tiny
     decoder, if not the published ones."""
-    parser = argparse.ArgumentParser(prog="python -m fastviz bench gpu", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m fastviz bench gpu", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="folder; the same one goes on where an earlier call stopped")
     parser.add_argument("--minutes", type=float, default=8, help="in which cells are measured; profiles take two more. 6 for a machine "
                         "that is lent for ten")
@@ -221,7 +223,7 @@ def main(argv=None, asked=None, configs=networks.CONFIGS, backend="inductor", de
 
     def keep(kept, cell, found):
         kept[cell.key] = found
-        write(folder, {"bench": "gpu", "environment": machine, "cells": known, "profiles": profiles})
+        write(folder, {"bench": "gpu", "about": ABOUT, "environment": machine, "cells": known, "profiles": profiles})
 
     def tried(work, kept, cell, about):
         """Whether the device is still there."""
@@ -250,5 +252,5 @@ def main(argv=None, asked=None, configs=networks.CONFIGS, backend="inductor", de
     if left:
         print(f"\n{left} of {len(asked)} cells are left: the same command goes on. {waits}".rstrip())
     values = {goal.what: {"value": goal.value(known), "least": goal.least, "calls": goal.calls(known)} for goal in goals()}
-    print(json.dumps({"bench": "gpu", "environment": machine, "left": left, "missing": absent, "goals": values}, allow_nan=False))
+    print(json.dumps({"bench": "gpu", "about": ABOUT, "environment": machine, "left": left, "missing": absent, "goals": values}, allow_nan=False))
     return 0

@@ -62,6 +62,8 @@ def cells():
               for lane in ("full", "tome(share=true)", "attention_reuse", OUTPUT)]
     found += [Cell(*xl, lane, how="expert") for lane in ("attention_reuse", OUTPUT)]
     found += [Cell("SDXL", 2048, lane, how="expert") for lane in ("full", "tome(share=true)", "atedm", OUTPUT)]
+    found += [Cell("SDXL", 2048, lane) for lane in ("pyramid broadcast 2", "DeepCache 3")] + [Cell(*xl, "atedm", batch=0)]
+    found += [Cell(*place, lane, batch=0) for place in ((sd, 512), xl) for lane in ("tomesd 0.5", "pyramid broadcast 2", "DeepCache 3")]
     return list(dict.fromkeys(found))
 
 
