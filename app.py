@@ -68,7 +68,7 @@ def warm(models):
 
 def beside(key):
     """Loads what else a worker may need for a model, so that it costs no visitor lent seconds: networks for sketches and for one
-    step, its tokenizer, LPIPS and what reads pictures. In the thread that imported `spaces`: no other can put a tensor on a
+    step, the decoder of previews, its tokenizer, LPIPS and what reads pictures. In the thread that imported `spaces`: no other can put a tensor on a
     device that is not lent."""
     from PIL import Image
 
@@ -85,6 +85,7 @@ def beside(key):
         except Refused as refusal:
             logging.error("%s", refusal)
             health.note(part, str(refusal))
+    sdxs.previewing(pipe)
     found = metrics.score(blank, blank, "a", key)
     health.note("LPIPS", reason if isinstance(reason := found["lpips"], str) else "")
 
@@ -120,6 +121,16 @@ def chosen_profile(args):
     return chosen
 
 
+def bring(chosen):
+    """Fetches what FASTVIZ_FETCH names: models that the profile offers, and lpips. Of others the log says what to do."""
+    for key in filter(None, map(str.strip, os.environ.get("FASTVIZ_FETCH", "").split(","))):
+        if key == "lpips" or key in chosen.models:
+            subprocess.run([sys.executable, "-m", "fastviz", "fetch", key], env={**os.environ, "HF_HUB_OFFLINE": "0"})
+        else:
+            logging.error("FASTVIZ_FETCH names %s, which this profile does not offer, so it is not fetched: add it to the profile's "
+                          "models in spaces_config.yaml, or choose another profile.", key)
+
+
 def door():
     """What launch() asks of visitors: any name and the password, where there is one."""
     password = os.environ.get("FASTVIZ_PASSWORD", "")
@@ -131,8 +142,7 @@ def main():
     args = arguments()
     log.begin()
     chosen = chosen_profile(args)
-    for key in filter(None, os.environ.get("FASTVIZ_FETCH", "").split(",")):
-        subprocess.run([sys.executable, "-m", "fastviz", "fetch", key], env={**os.environ, "HF_HUB_OFFLINE": "0"})
+    bring(chosen)
     if chosen.hardware == profile.ZERO and "spaces" in sys.modules:
         worker.rent()
         for key in chosen.models:  # before the first visitor, and here: a worker is a copy of this process

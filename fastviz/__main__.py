@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 
-from .checkpoints import MODELS
+from .checkpoints import MODELS, BadFolder, folder_option, take_folder
 
 NUMBERS = {"seed": "0 to 4294967295", "steps": "sampling steps of the full model", "guidance": "1 switches it off",
            "size": "pixels, both ways", "repeats": "timed runs per row; 1 is quick"}
@@ -29,7 +29,7 @@ def arguments():
     explain.add_argument("--out", help="folder for explain.json and explain.png")
     doctor = commands.add_parser("doctor", help="what runs here, and what to do about what does not")
     for command in (compare, explain, doctor):
-        command.add_argument("--model-folder", metavar="PATH", help="a diffusers folder of your own, as one more model")
+        folder_option(command)
     deploy = commands.add_parser("deploy", help="upload this project as a Space")
     deploy.add_argument("--space", required=True, metavar="NAME", help="owner/name, or name for your own")
     deploy.add_argument("--profile", default="cpu-basic", help="a profile of spaces_config.yaml with hardware of a Space")
@@ -105,21 +105,8 @@ def hint(request):
         print(f"Cut off, the prompt is too long for the model: {cut}", file=sys.stderr)
 
 
-def add_folder(args):
-    """Enters --model-folder into the table; a comparison runs it unless --model names another."""
-    if args.model_folder:
-        from .checkpoints import add_folder
-        from .request import BadRequest
-
-        try:
-            key = add_folder(args.model_folder)
-        except ValueError as error:
-            raise BadRequest("model", str(error)) from None
-        args.model = getattr(args, "model", None) or key
-
-
 def run_compare(args):
-    add_folder(args)
+    take_folder(args)
     request = request_of(args)
     from pathlib import Path
 
@@ -159,14 +146,11 @@ def run_compare(args):
 
 def record(request, rows, folder):
     """What happens inside each row, as .npz, and where and when it saved work, as a figure."""
-    from . import models, store, views
+    from . import store, views
     from .compare import traced
-    from .patch import transformer_blocks
     from .run import Failed
 
-    pipe, runs = models.load(request.model), {}
-    side = request.size // pipe.vae_scale_factor
-    blocks = [name for name, _, _ in transformer_blocks(pipe.unet, (side, side))]
+    runs = {}
     for row in (row for row in rows if row.image is not None):
         print(f"{row.title}: recording", file=sys.stderr)
         try:
@@ -177,6 +161,7 @@ def record(request, rows, folder):
         trace.save((folder / store.picture_name(row)).with_suffix(".npz"))
         if trace.dropped:
             print(f"There was no room for {trace.dropped.total()} records.", file=sys.stderr)
+        blocks = list(trace.about["grids"])  # of the network that ran: a student has fewer
         runs[f"{row.index}. {row.title}"] = blocks, views.activity(trace.channels, blocks, row.steps), row.flops_per_step
     if runs:
         (folder / "inside.png").write_bytes(views.png(views.saved(runs, rows[0].flops_per_step)))
@@ -207,7 +192,7 @@ def write_report(args, request, rows, environment):
 
 
 def run_explain(args):
-    add_folder(args)
+    take_folder(args)
     request = request_of(args)
     from pathlib import Path
 
@@ -240,7 +225,7 @@ def run_explain(args):
 
 
 def run_doctor(args):
-    add_folder(args)
+    take_folder(args)
     from . import doctor
 
     print(doctor.text(doctor.report()))
@@ -346,7 +331,7 @@ def told(error):
     from .request import BadRequest
     from .run import Failed, Lost
 
-    codes = {BadRequest: 2, Lost: 70, Failed: 1, BadModel: 1, Unavailable: 1, Refused: 1, OSError: 1}
+    codes = {BadRequest: 2, BadFolder: 2, Lost: 70, Failed: 1, BadModel: 1, Unavailable: 1, Refused: 1, OSError: 1}
     return next((code for kind, code in codes.items() if isinstance(error, kind)), None)
 
 

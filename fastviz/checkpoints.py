@@ -2,8 +2,10 @@
 
 import functools
 import json
+import math
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +29,8 @@ class Control:
 class Model:
     """One model that a request may name.
 
-    source: its folder, from the project's root or absolute; None for what is fetched; size, sizes: px; steps, guidance:
+    source: its folder, from the project's root or absolute; None for what is fetched; own: that is a folder of the
+    operator's, which we did not make; size, sizes: px; steps, guidance:
     its defaults; closed: its language has only the words of its vocabulary, and others are named to the user; hub,
     revision: where it is fetched from, a commit; variant: of its files, "" for the plain ones; dtype: "half" on a GPU or "float32" everywhere; parameters: in millions, of all that is loaded;
     working: GiB beside the weights, for Python, torch and the activations of one guided picture at its own size;
@@ -57,6 +60,7 @@ class Model:
     rows: str = "full,few_step,attention_reuse,few_step(match=attention_reuse),tome"
     reference: str = ""
     control: Control | None = None
+    own: bool = False
 
     @property
     def folder(self):
@@ -69,7 +73,8 @@ class Model:
             return ""
         if self.source is None:
             return f"{self.title} was not fetched yet: `python -m fastviz fetch {self.key}`."
-        return f"There is no folder {self.folder}: get the complete project again."
+        what = "bring it here again, or start without it" if self.own else "get the complete project again"
+        return f"There is no folder {self.folder}: {what}."
 
     @property
     def note(self):
@@ -125,9 +130,36 @@ MODELS = {model.key: model for model in (
 
 # Folders of the operator's own
 
+class BadFolder(ValueError):
+    """A folder that is none of a pipeline, or none that runs here. The text tells what to do."""
+
+
+def folder_option(parser):
+    parser.add_argument("--model-folder", metavar="PATH", help="a diffusers folder of your own, as one more model")
+
+
+def model_options(parser):
+    """What a command is told of its one model, for `take_folder` to settle."""
+    parser.add_argument("--model", choices=MODELS, help="a key of the table of models (default stickers)")
+    folder_option(parser)
+
+
+def take_folder(args, default=None):
+    """Enters --model-folder into the table; the command is for it unless --model names another. BadFolder as of `add_folder`."""
+    own = add_folder(args.model_folder) if args.model_folder else None
+    args.model = getattr(args, "model", None) or own or default
+    return args
+
+
+def model_argument(folder):
+    """How a command is told of the model in `folder`. One that is in no table is called as fetched ones are."""
+    model = next((model for model in MODELS.values() if model.folder == folder), None)
+    return f"--model-folder {shlex.quote(str(folder))}" if model and model.own else f"--model {model.key if model else folder.parent.name}"
+
+
 def add_folder(path):
     """Enters a diffusers folder on this disk into the table, for this process, and returns its key. For operators: what a
-    visitor sends never comes here. ValueError with a sentence when it is no such folder."""
+    visitor sends never comes here. BadFolder with a sentence when it is no such folder, or its weights cannot be loaded."""
     folder = Path(path).expanduser().resolve()
     try:
         index, unet, vae = (json.loads((folder / name).read_text())
@@ -137,19 +169,22 @@ def add_folder(path):
         scheduler = json.loads((folder / "scheduler/scheduler_config.json").read_text())
         named = index["_class_name"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder} is no folder of a diffusers pipeline ({error}): give the one that holds model_index.json."
-                         ) from error
+        raise BadFolder(f"{folder} is no folder of a diffusers pipeline ({error}): give the one that holds model_index.json."
+                        ) from error
     key = re.sub(r"[^a-z0-9.-]+", "-", folder.name.lower() if folder.name != "model" else folder.parent.name.lower()).strip("-.")
     known = [key, f"folder-{key}", *(f"folder-{key}-{i}" for i in range(2, 1000))]
     key = next(each for each in known if each and each not in MODELS)
-    half = [path.name for path in folder.glob("unet/*.safetensors")]
-    parts = [folder / part for part in ("unet", "vae", "text_encoder", "text_encoder_2")]
-    variant = "fp16" if half and all(".fp16" in name for name in half) else ""
+    parts = [path for path in (folder / part for part in ("unet", "vae", "text_encoder", "text_encoder_2")) if path.is_dir()]
+    kinds = {part: {variant_of(path) for path in part.glob("*.safetensors")} for part in parts}
+    if bare := next((part for part, found in kinds.items() if not found & {"", "fp16"}), None):
+        raise BadFolder(f"{bare} holds no safetensors, and nothing else is loaded here: get the model as safetensors, or save it anew "
+                        "with diffusers' save_pretrained.")
+    variant = "" if all("" in found for found in kinds.values()) else "fp16"
     deep = layers != 1 if isinstance(layers, int) else any(each != 1 for each in layers)
     MODELS[key] = Model(
         key, f"{folder.name} (folder, {named.removesuffix('Pipeline')})", str(folder), size, tuple(sorted({
             side for side in (size // 2, size * 3 // 4, size) if side % 64 == 0} | {size})), 50, 7.5,
-        "as told by whoever made it", variant=variant, parameters=millions(parts, variant),
+        "as told by whoever made it", own=True, variant=variant, parameters=millions(parts, variant),
         scheduler="ddim" if scheduler.get("_class_name") in SEVERAL_CALLS else "own", methods=EVERY if deep else ONE_LAYER,
         rows="full,few_step,attention_reuse,few_step(match=attention_reuse),tome")
     return key
@@ -158,16 +193,21 @@ def add_folder(path):
 SEVERAL_CALLS = ("PNDMScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")  # call the network more often than asked
 
 
+def variant_of(path):
+    """Which of several sets of weights a file belongs to: "", "fp16" or "non_ema", such as vae/model.fp16-00001-of-00002.safetensors."""
+    return re.sub(r"-\d+-of-\d+", "", path.name).removesuffix(".safetensors").partition(".")[2]
+
+
 def millions(parts, variant):
-    """Parameters, in millions, in the safetensors of these folders; only headers are read."""
-    from safetensors import safe_open
+    """Parameters, in millions, in those safetensors of these folders that are loaded; only headers are read. BadFolder where one
+    cannot be read."""
+    from safetensors import SafetensorError, safe_open
 
     total = 0
-    for path in (path for part in parts for path in part.glob("*.safetensors") if (".fp16" in path.name) == bool(variant)):
-        with safe_open(path, "np") as file:
-            for name in file.keys():
-                count = 1
-                for side in file.get_slice(name).get_shape():
-                    count *= side
-                total += count
+    for path in (path for part in parts for path in part.glob("*.safetensors") if variant_of(path) == variant):
+        try:
+            with safe_open(path, "np") as file:
+                total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+        except (OSError, SafetensorError) as error:
+            raise BadFolder(f"{path} holds no weights ({error}): bring the whole file; after `git clone`, `git lfs pull` does it.") from error
     return total / 1e6

@@ -4,10 +4,8 @@ import os
 import re
 from dataclasses import dataclass
 
-import yaml
-
 from .models import ROOT
-from .profile import ZERO
+from .profile import ZERO, read_yaml
 from .verified import BadModel
 
 FILES = ("app.py", "README.md", "LICENSE", "THIRD_PARTY.md", "requirements.txt", "spaces_config.yaml")
@@ -28,11 +26,11 @@ class Plan:
 
 
 def front_matter(readme):
-    """README's front matter as a dict. ValueError without one."""
+    """README's front matter as a dict. ValueError without one, or when it cannot be read."""
     found = re.match(r"---\n(.*?)\n---\n", readme, re.DOTALL)
     if not found:
         raise ValueError("README.md must begin with the front matter of a Space, between two lines of ---.")
-    return yaml.safe_load(found[1])
+    return read_yaml(found[1], "README.md's front matter")
 
 
 def names(root=ROOT):
@@ -48,6 +46,8 @@ def check(front, needs, root=ROOT):
     """ValueError with a sentence where the front matter is none that the hub takes, or disagrees with requirements.txt."""
     if front.get("sdk") != "gradio" or not (root / str(front.get("app_file"))).is_file():
         raise ValueError("README.md's front matter must say sdk: gradio, and name the app_file.")
+    if not front.get("suggested_hardware"):
+        raise ValueError("README.md's front matter must name its suggested_hardware, such as cpu-basic.")
     if "gradio" not in needs or str(front.get("sdk_version")) not in needs["gradio"]:
         raise ValueError(f"README.md's front matter asks for gradio {front.get('sdk_version')} and requirements.txt for "
                          f"{needs.get('gradio') or 'none'}: make them agree.")
@@ -76,8 +76,8 @@ def plan(profile, name, root=ROOT):
         raise ValueError(f"The profile {name} names no hardware of a Space: choose cpu-basic or zerogpu.")
     readme = (root / "README.md").read_text()
     front = front_matter(readme)
-    if front["suggested_hardware"] != profile.hardware:
-        readme = readme.replace(f"suggested_hardware: {front['suggested_hardware']}", f"suggested_hardware: {profile.hardware}", 1)
+    if (told := front.get("suggested_hardware")) != profile.hardware:
+        readme = readme.replace(f"suggested_hardware: {told}", f"suggested_hardware: {profile.hardware}", 1)
         front = front_matter(readme)
     files = {path: root / path for path in names(root)} | {"README.md": readme.encode()}
     if profile.hardware == ZERO:

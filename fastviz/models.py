@@ -10,7 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
-from .checkpoints import MODELS, ROOT, Model, store  # noqa: F401  others know them by this module
+from .checkpoints import MODELS, ROOT, Model, model_argument, model_options, store, take_folder  # noqa: F401  others know them by this module
 from .verified import BadModel, again, check, contents, sha256
 
 PIPELINES, LIBRARIES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline"), {"diffusers", "transformers", "stable_diffusion"}
@@ -28,7 +28,7 @@ def verify(model, part=""):
     """`check` of a model's folder; one that is not there is told with what to do."""
     if model.missing:
         raise BadModel(model.missing)
-    return check(model.folder, recorded=model.source is None, part=part)
+    return check(model.folder, recorded=model.source is None, part=part, own=model.own)
 
 
 def device():
@@ -163,7 +163,7 @@ def read(model):
                 model.folder, dtype=dtypes(model, told["_class_name"], where), local_files_only=True, use_safetensors=True,
                 variant=model.variant or None, **left_out)
     except Exception as error:
-        raise BadModel(f"{model.folder} could not be read ({error}): {again(model.folder, model.source is None)}.") from error
+        raise BadModel(f"{model.folder} could not be read ({error}): {again(model.folder, model.source is None, model.own)}.") from error
     return ready(pipe, model, where)
 
 
@@ -219,24 +219,31 @@ def fresh_beside(folder, read):
 def load_control(folder, dtype=None):
     """The ControlNetModel in `folder`, which belongs to a model and is none of its own, read again when its files were
     exchanged. dtype: of its model's U-Net, by default what models compute in here. BadModel when it is missing or changed."""
-    return fresh_beside(folder, functools.partial(read_control, dtype=dtype))
+    return fresh_beside(folder, functools.partial(read_network, kind="ControlNetModel", dtype=dtype, recorded=folder.is_relative_to(store())))
 
 
-def read_control(folder, dtype):
-    fetched = folder.is_relative_to(store())
-    check(folder, recorded=fetched)
+def load_tiny(folder, dtype):
+    """The AutoencoderTiny in `folder`, for the latents of the model beside it. BadModel when it is missing, changed or not told of
+    in the hashes.json beside it: nothing else says that it belongs there."""
+    return fresh_beside(folder, functools.partial(read_network, kind="AutoencoderTiny", dtype=dtype, recorded=True))
+
+
+def read_network(folder, kind, dtype, recorded):
+    """One network in a folder. kind: its class in diffusers; dtype, recorded: see `load_control` and `verified.check`."""
+    check(folder, recorded=recorded)
     torchvision_fault()
+    import diffusers
     import torch
-    from diffusers import ControlNetModel
 
     where = device()
     try:
-        control = ControlNetModel.from_pretrained(folder, local_files_only=True, use_safetensors=True,
-                                                  dtype=dtype or precision(where))
+        with quiet():
+            network = getattr(diffusers, kind).from_pretrained(folder, local_files_only=True, use_safetensors=True,
+                                                               dtype=dtype or precision(where))
     except Exception as error:
-        raise BadModel(f"{folder} could not be read ({error}): {again(folder, fetched)}.") from error
-    control.to(where).eval().requires_grad_(False)
-    return control.to(memory_format=torch.channels_last) if where.type == "cpu" else control
+        raise BadModel(f"{folder} could not be read ({error}): {again(folder, folder.is_relative_to(store()))}.") from error
+    network.to(where).eval().requires_grad_(False)
+    return network.to(memory_format=torch.channels_last) if where.type == "cpu" else network
 
 
 def load_clip():
@@ -260,7 +267,7 @@ def load_clip():
 @functools.cache
 def tokenizer(folder):
     """The tokenizer of a model's folder: a copy of our own, because the pipeline's is written to while it runs."""
-    check(folder, part="tokenizer/")
+    check(folder, part="tokenizer/", own=any(model.own for model in MODELS.values() if model.folder == folder))
     torchvision_fault()
     with _lock:  # transformers cannot be imported by two threads at once
         from transformers import CLIPTokenizer

@@ -77,11 +77,22 @@ def default():
     return "local" if "SPACE_ID" not in os.environ else "zerogpu" if os.environ.get("SPACES_ZERO_GPU") else "cpu-basic"
 
 
+def read_yaml(text, what):
+    """What YAML says: {name: value}. ValueError with a sentence about `what` when it says nothing of that kind."""
+    try:
+        told = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{what} cannot be read as YAML, mend it: {' '.join(str(error).split())}.") from error
+    if not isinstance(told, dict):
+        raise ValueError(f"{what} must be a list of names and values.")
+    return told
+
+
 def load(name="local", path=PATH):
     """The profile called `name`. ValueError names what is wrong with the file and what is right."""
-    profiles = yaml.safe_load(Path(path).read_text())
-    if not isinstance(profiles, dict) or name not in profiles:
-        raise ValueError(f"{path} has no profile {name!r}: choose from {', '.join(profiles or ['none'])}.")
+    profiles = read_yaml(Path(path).read_text(), path)
+    if name not in profiles:
+        raise ValueError(f"{path} has no profile {name!r}: choose from {', '.join(map(str, profiles))}.")
     told, names = profiles[name], [field.name for field in fields(Profile)]
     if not isinstance(told, dict):
         raise ValueError(f"Profile {name} must be a list of names and values.")

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 HASHES = "hashes.json"  # beside the folders that it speaks of: {"model/unet/config.json": sha256, ...}
-SAFE = {".safetensors", ".json", ".txt"}  # everything else in a model's folder is refused
+SAFE = {".safetensors", ".json", ".txt"}  # everything else in a model's folder is refused; in an operator's own it is passed over
 
 
 class BadModel(RuntimeError):
@@ -44,16 +44,17 @@ def rewrite_hashes(folder):
     table.write_text(json.dumps(dict(sorted((others | ours).items())), indent=1) + "\n")
 
 
-def check(folder, recorded=False, part=""):
+def check(folder, recorded=False, part="", own=False):
     """Raises BadModel unless `folder` holds exactly the files of the hashes.json beside it, unchanged, and no pickle.
 
-    recorded: without a hashes.json it is refused; part: looks only at the files whose names begin with it. Returns ""
-    when all is verified, or the sentence that says why hashes could not be compared.
+    recorded: without a hashes.json it is refused; part: looks only at the files whose names begin with it; own: it is an
+    operator's own, which may hold more, and is compared only where its files are told of. Returns "" when all is verified,
+    or the sentence that says why hashes could not be compared.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise BadModel(f"There is no folder {folder}: get the complete project again.")
-    for name in contents(folder):
+        raise BadModel(f"There is no folder {folder}: {again(folder, own=own)}.")
+    for name in [] if own else contents(folder):
         if Path(name).suffix not in SAFE:
             raise BadModel(f"{folder / name} is no file for a model ({', '.join(sorted(SAFE))}): remove it.")
     table = folder.parent / HASHES
@@ -64,16 +65,21 @@ def check(folder, recorded=False, part=""):
         return f"There is no {table}: the files of {folder.name} were not verified."
     prefix, told = f"{folder.name}/{part}", json.loads(table.read_text())
     told = {name.removeprefix(f"{folder.name}/"): value for name, value in told.items() if name.startswith(prefix)}
-    found = hashes(folder, part)
+    if own and not told:
+        return f"{table} tells nothing of {folder.name}: its files were not verified."
+    found = {name: value for name, value in hashes(folder, part).items() if name in told} if own else hashes(folder, part)
     for name in sorted(told.keys() | found.keys()):
         if name not in found:
-            raise BadModel(f"{folder / name} is missing: {again(folder, recorded)}.")
+            raise BadModel(f"{folder / name} is missing: {again(folder, recorded, own)}.")
         if name not in told:
             raise BadModel(f"{folder / name} is not a file of this model: remove it.")
         if told[name] != found[name]:
-            raise BadModel(f"{folder / name} was changed or damaged: {again(folder, recorded)}.")
+            raise BadModel(f"{folder / name} was changed or damaged: {again(folder, recorded, own)}.")
     return ""
 
 
-def again(folder, fetched):
+def again(folder, fetched=False, own=False):
+    """What to do about files that are missing or damaged, the end of a sentence."""
+    if own:
+        return "bring this folder here again from where you have it"
     return f"delete it and run `python -m fastviz fetch {folder.parent.name}`" if fetched else "get the complete project again"

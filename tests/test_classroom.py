@@ -1,12 +1,19 @@
 """The page for a class: a password at the door, turns, and nothing computed twice; through the real server."""
 
+import errno
 import json
 import re
 import threading
 
 import httpx
 import pytest
+import torch
 from serving import PATIENCE, serve
+
+from fastviz import compare, models, profile
+from fastviz.methods import tome
+from fastviz.request import Request
+from fastviz.ui.page import Page
 
 SAME = {"prompt": "a cat", "seed": 3, "steps": 2, "size": 128, "methods": "full,tome", "repeats": 1}
 
@@ -56,6 +63,42 @@ def test_the_second_one_who_asks_the_same_sees_the_first_ones_result_and_is_told
     again = ask(enter(classroom, "john")[0], "two", SAME)
     text = str(again)
     assert "not timed anew" in text and "measured at" in text
+
+
+def no_memory(patch):
+    patch.setattr(models, "free_memory", lambda where: 0)
+
+
+def failing(error):
+    """What lets every row but the full model's fail with `error`."""
+    def put(patch):
+        def attached(pipe, knobs, context):
+            raise error
+
+        patch.setattr(tome, "attach", attached)
+        patch.setattr("fastviz.run.alive", lambda: True)
+    return put
+
+
+@pytest.mark.parametrize("rows, put, shared", [
+    ("olss(steps=7)", None, True), ("attention_reuse(schedule=phast)", None, True), ("sdxs", None, True), ("attention_reuse", no_memory, False),
+    ("tome", failing(MemoryError()), False), ("tome", failing(OSError(errno.ENOSPC, "full")), False), ("tome", failing(KeyError("secret")), False),
+    ("tome", failing(torch.AcceleratorError("misaligned address")), False), ("few_step(match=tome),tome", failing(MemoryError()), False)])
+def test_what_is_refused_to_everybody_is_shared_and_what_the_machine_could_not_do_is_not(tiny_pipe, monkeypatch, rows, put, shared):
+    monkeypatch.setitem(models._loaded, "stickers", tiny_pipe)
+    monkeypatch.setattr(compare, "warmed", {})
+    page, asked = Page(profile.load("classroom")), Request("a cat", steps=2, size=128, repeats=1, methods=f"full,{rows}")
+    job = page.job(asked)
+    with monkeypatch.context() as patch:
+        if put:
+            put(patch)
+        list(job.changes())
+    page.remember(job)
+    assert job.state == "finished", job.sentence
+    assert any(row.error for row in job.rows.values())
+    again = page.job(asked)
+    assert (again.state == "finished") == (asked in page.known) == shared
+    assert not shared or "not anew" in again.board()["environment"]["measured"]
 
 
 PUPILS, TASKS = 30, 5

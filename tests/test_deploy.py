@@ -3,19 +3,23 @@
 import dataclasses
 import io
 import multiprocessing
+import os
 import pickle
 import random
+import re
+import shutil
 import subprocess
 import sys
 import threading
 from types import SimpleNamespace
 
+import folders
 import gradio as gr
 import pytest
 import torch
 import yaml
 
-from fastviz import checkpoints, compare, deploy, models, profile
+from fastviz import checkpoints, compare, deploy, models, profile, reading, verified
 from fastviz.__main__ import main
 from fastviz.verified import BadModel
 from fastviz.request import BadRequest, Request
@@ -55,6 +59,17 @@ def test_a_wrong_profile_is_one_clear_sentence(tmp_path, change, sentence):
     (tmp_path / "p.yaml").write_text(yaml.safe_dump({"local": told}))
     with pytest.raises(ValueError, match="lacks queue"):
         profile.load("local", tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize("text, sentence", [
+    ("local: {models: [stickers}\n", "cannot be read as YAML, mend it: .* line 1"), ("local:\n\tqueue: 3\n", "cannot be read as YAML"),
+    ("- local\n", "must be a list of names and values"), ("", "must be a list of names and values"),
+    ("local: 5\n7: {}\n", "Profile local must be a list"), ("7: {}\n", "has no profile 'local': choose from 7")])
+def test_a_file_of_profiles_with_a_typo_is_one_clear_sentence(tmp_path, text, sentence):
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(ValueError, match=sentence) as told:
+        profile.load("local", tmp_path / "p.yaml")
+    assert "\n" not in str(told.value) and type(told.value) is ValueError
 
 
 def test_a_profile_bounds_size_and_methods():
@@ -104,11 +119,39 @@ def test_the_front_matter_of_readme_agrees_with_the_profile_and_the_requirements
 
 @pytest.mark.parametrize("change, sentence", [
     ({"sdk": "docker"}, "must say sdk: gradio"), ({"app_file": "main.py"}, "name the app_file"), ({"sdk_version": "3.50.2"}, "asks for gradio 3.50.2"),
-    ({"python_version": "3.x"}, "asks for Python 3.x"), ({"python_version": "3.9"}, "asks for Python 3.9: 3.11 at least"), ({"short_description": "x" * 61}, "more than 60 characters")])
+    ({"python_version": "3.x"}, "asks for Python 3.x"), ({"python_version": "3.9"}, "asks for Python 3.9: 3.11 at least"), ({"short_description": "x" * 61}, "more than 60 characters"),
+    ({"suggested_hardware": None}, "must name its suggested_hardware")])
 def test_front_matter_that_the_hub_would_not_take_is_one_sentence(change, sentence):
     front, needs = front_and_needs()
     with pytest.raises(ValueError, match=sentence):
         deploy.check(front | change, needs)
+
+
+@pytest.mark.parametrize("readme, sentence", [
+    ("# fastviz\n", "must begin with the front matter"), ("---\ntitle: [fastviz\n---\n", "front matter cannot be read as YAML, mend it: while"),
+    ("---\n- fastviz\n---\n", "front matter must be a list of names and values"), ("---\ntitle: fastviz\n---\n", "must say sdk: gradio"),
+    ("---\nsdk: gradio\napp_file: app.py\n---\n", "must name its suggested_hardware")])
+def test_a_readme_that_makes_no_space_is_one_sentence(tmp_path, monkeypatch, capsys, readme, sentence):
+    for name in ("app.py", "requirements.txt"):
+        (tmp_path / name).write_text((checkpoints.ROOT / name).read_text())
+    (tmp_path / "README.md").write_text(readme)
+    monkeypatch.setattr(deploy.plan, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(deploy, "names", lambda root: ["app.py", "requirements.txt"])
+    assert main(["deploy", "--space", "x", "--dry-run"]) == 2
+    assert re.search(sentence, told := capsys.readouterr().err) and told.count("\n") == 1
+
+
+def test_files_that_need_large_file_storage_are_refused_by_name(tmp_path, monkeypatch):
+    for name in deploy.FILES:
+        shutil.copy(checkpoints.ROOT / name, tmp_path)
+    (tmp_path / "assets").mkdir()
+    for name, size in (("small", deploy.LARGEST - 1), ("large", deploy.LARGEST)):
+        with open(tmp_path / "assets" / f"{name}.safetensors", "wb") as file:
+            file.truncate(size)  # takes no room
+    with pytest.raises(ValueError, match="^assets/large.safetensors: a Space's plain files are below 10 MB. Make them smaller.$"):
+        deploy.plan(profile.load("cpu-basic"), "cpu-basic", tmp_path)
+    (tmp_path / "assets/large.safetensors").unlink()
+    assert deploy.plan(profile.load("cpu-basic"), "cpu-basic", tmp_path).sizes["assets/small.safetensors"] == 9_999_999
 
 
 def test_requirements_that_are_none_are_one_sentence():
@@ -154,11 +197,25 @@ def test_an_upload_is_one_commit_and_a_refusal_one_sentence(monkeypatch):
 
 def test_another_model_brings_its_own_values_and_switches_off_what_does_nothing_on_it():
     ask = Page(profile.load()).ask
-    steps, guidance, size, *boxes = ask.own("sdxs")
+    steps, few, guidance, size, *boxes = ask.own("sdxs")
     assert len(ask.own("sdxs")) == len(OWN) + len(CHOSEN)
     assert (steps.value, guidance.value, size.value) == (1, 1.0, 512) and not guidance.interactive
     on = [method.KEY for method, box in zip(CHOSEN, boxes) if box.interactive]
-    assert on == ["tome"] and [choice[1] for choice in ask.own("sdxl")[2].choices] == [512, 768, 1024]
+    assert on == ["tome"] and [choice[1] for choice in ask.own("sdxl")[3].choices] == [512, 768, 1024]
+    assert [(few.value, few.maximum) for few in (ask.own(key)[1] for key in ("sdxs", "sd-turbo", "sdxl"))] == [(1, 1), (1, 4), (15, 100)]
+
+
+@pytest.mark.parametrize("key", [key for key in models.MODELS if key != "stickers"])
+def test_every_box_that_another_model_leaves_open_can_be_pressed_and_run(key):
+    """With the values that the page brings when the model is chosen, and when a link to it is opened."""
+    ask = Page(profile.load()).ask
+    names, whole = list(ask.controls), Request("a cat", model=key, methods="full")
+    began = dict(zip(names, ask.values(Request("a cat", methods="full"))))
+    chosen = began | {name: each.value for name, each in zip(OWN, ask.own(key))} | {"model": key}
+    opened = {name: getattr(each, "value", each) for name, each in zip(names, ask.settings(whole))}
+    for told in (chosen, opened):
+        for method in (method for method in CHOSEN if method.KEY in models.MODELS[key].methods):
+            assert ask.request(list((told | {method.KEY: True}).values())).model == key
 
 
 def test_only_models_on_this_disk_are_offered_and_a_distilled_one_is_named(tmp_path, monkeypatch):
@@ -439,6 +496,27 @@ def test_a_dry_run_tells_files_front_matter_and_requirements(capsys):
     assert {"app.py", "fastviz/ui/web/page.js", "assets/stickers/model/model_index.json"} <= plan.files.keys()
 
 
+@pytest.mark.parametrize("name, fetched", (("cpu-basic", ["lpips"]), ("zerogpu", ["sd15", "lpips", "sdxs"])))
+def test_only_what_a_profile_offers_is_fetched_at_the_start_and_the_log_says_so(name, fetched):
+    code = """
+import sys, app
+from fastviz import profile
+app.subprocess.run = lambda command, **told: print(command[-1])
+app.bring(profile.load(sys.argv[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, name], cwd=models.ROOT, capture_output=True, text=True, check=True,
+                          env={**os.environ, "FASTVIZ_FETCH": "sd15, lpips,sdxs,", "GRADIO_SERVER_PORT": "7999"})
+    assert done.stdout.split() == fetched
+    for key in ("sd15", "sdxs"):
+        assert (f"FASTVIZ_FETCH names {key}, which this profile does not offer" in done.stderr) == (key not in fetched)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_full_model_of_a_distilled_one_is_offered_beside_it(name):
+    offered, table = profile.load(name).models, {model.title: model.key for model in models.MODELS.values()}
+    assert {table[models.MODELS[key].reference] for key in offered if models.MODELS[key].reference in table} <= set(offered)
+
+
 def test_what_cannot_be_deployed_is_one_sentence(capsys):
     for arguments, sentence in (([], "names no hardware of a Space"), (["--profile", "nowhere"], "has no profile")):
         assert main(["deploy", "--space", "x", "--dry-run", *(arguments or ["--profile", "local"])]) == 2
@@ -459,22 +537,123 @@ def test_a_space_is_made_of_all_that_the_page_needs(tmp_path):
 
 # Folders of the operator's own
 
-def test_an_operators_folder_is_one_more_model(tmp_path, monkeypatch, capsys):
-    from folders import make
-
+@pytest.fixture
+def table(monkeypatch):
+    """The table of models, which forgets afterwards what a test enters."""
     monkeypatch.setattr(models, "_loaded", {})
-    monkeypatch.setattr(checkpoints, "MODELS", models.MODELS)
-    make("sdxl").save_pretrained(tmp_path / "My Model")
-    try:
-        found = main(["compare", "a cat", "--model-folder", str(tmp_path / "My Model"), "--steps", "2", "--repeats", "1",
-                      "--methods", "full,tome,atedm"])
-        assert found == 0, capsys.readouterr().err
-        model = models.MODELS["my-model"]
-        assert (model.size, model.sizes) == (128, (64, 128)) and "atedm" in model.methods
-        counted = sum(parameter.numel() for part in (make("sdxl").unet, make("sdxl").vae, make("sdxl").text_encoder,
-                                                     make("sdxl").text_encoder_2) for parameter in part.parameters())
-        assert abs(model.parameters * 1e6 - counted) < 1
-    finally:
-        models.MODELS.pop("my-model", None)
+    known = dict(models.MODELS)
+    yield models.MODELS
+    models.MODELS.clear()
+    models.MODELS.update(known)
+
+
+def counted(*parts):
+    """Millions of parameters."""
+    return sum(parameter.numel() for part in parts for parameter in part.parameters()) / 1e6
+
+
+@pytest.fixture(scope="module")
+def cloned(tmp_path_factory):
+    """A folder as it comes from `git clone`: beside what is loaded, words, pictures, pickles and another set of weights."""
+    folder, pipe = tmp_path_factory.mktemp("cloned") / "Dreamy", folders.make("sd15")
+    pipe.save_pretrained(folder)
+    for name in ("README.md", "LICENSE.md", "sample.png", "v1-5.ckpt", "unet/diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.bin",
+                 "text_encoder/pytorch_model.bin"):
+        (folder / name).write_bytes(pickle.dumps("whoever reads this runs it"))
+    shutil.copy(folder / "unet/diffusion_pytorch_model.safetensors", folder / "unet/diffusion_pytorch_model.non_ema.safetensors")
+    return folder
+
+
+def test_a_folder_as_it_comes_from_the_hub_is_loaded_and_no_pickle_of_it_is_read(cloned, table, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *told, **named: pytest.fail("a pickle was read"))
+    key, pipe = checkpoints.add_folder(cloned), folders.make("sd15")
+    found = models.load(key)
+    assert key == "dreamy" and table[key].parameters == pytest.approx(counted(pipe.unet, pipe.vae, pipe.text_encoder))
+    for name, weight in pipe.unet.state_dict().items():
+        assert torch.equal(found.unet.state_dict()[name].cpu(), weight.to(found.unet.dtype)), name
+    assert reading.prompt_cut(key, "a cat") == "" and "not verified" in models.verify(table[key])
+
+
+@pytest.mark.parametrize("part", ("unet", "vae", "text_encoder"))
+def test_a_folder_with_weights_in_pickles_alone_is_refused_at_once(cloned, table, tmp_path, capsys, part):
+    shutil.copytree(cloned, tmp_path / "own")
+    for path in (tmp_path / "own" / part).glob("*.safetensors"):
+        path.unlink()
+    assert main(["compare", "a cat", "--model-folder", str(tmp_path / "own")]) == 2 and "own" not in table
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'own' / part} holds no safetensors, and nothing else is loaded here: get" in told and told.count("\n") == 1
+
+
+def test_half_precision_files_alone_are_loaded_and_a_pointer_in_their_place_is_told(table, tmp_path, capsys):
+    pipe = folders.make("sd15").to(torch.float16)
+    pipe.save_pretrained(tmp_path / "own", variant="fp16")
+    pipe.vae.save_pretrained(tmp_path / "own/vae")  # both kinds
+    key = checkpoints.add_folder(tmp_path / "own")
+    assert models.load(key).unet.dtype == models.precision(models.device())
+    assert table[key].parameters == pytest.approx(counted(pipe.unet, pipe.vae, pipe.text_encoder))
+    (tmp_path / "own/unet/diffusion_pytorch_model.fp16.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    capsys.readouterr()
+    assert main(["doctor", "--model-folder", str(tmp_path / "own")]) == 2
+    assert "`git lfs pull` does it" in (told := capsys.readouterr().err) and told.count("\n") == 1
+
+
+def test_what_is_wrong_with_an_own_folder_is_told_as_of_an_own_folder(cloned, table, tmp_path):
+    shutil.copytree(cloned, tmp_path / "own")
+    key = checkpoints.add_folder(tmp_path / "own")
+    weights = tmp_path / "own/vae/diffusion_pytorch_model.safetensors"
+    whole, said = weights.read_bytes(), []
+    (tmp_path / verified.HASHES).write_text("{}")
+    assert "tells nothing of own" in models.verify(table[key])
+    verified.write_hashes(tmp_path)
+    (tmp_path / "own/new.md").write_text("more is no fault")
+    assert models.verify(table[key]) == ""
+    weights.write_bytes(whole[:-1])
+    for step in (lambda: (tmp_path / verified.HASHES).unlink(), weights.unlink, lambda: shutil.rmtree(tmp_path / "own")):
+        with pytest.raises(BadModel) as told:
+            models.load(key)
+        said.append(str(told.value))
+        step()
+    with pytest.raises(BadModel) as told:
+        models.load(key)
+    said.append(str(told.value))
+    assert [("changed or damaged" in said[0]), "could not be read" in said[1], "could not be read" in said[2], "no folder" in said[3]] == [True] * 4
+    assert all("bring" in one and "here again" in one and "complete project" not in one for one in said)
+
+
+def test_what_is_fitted_to_a_model_can_be_made_for_an_own_folder(cloned, table, tmp_path, capsys):
+    """The rows name the command that makes what they lack; what the command makes, the rows find."""
+    shutil.copytree(cloned, tmp_path / "own", ignore=lambda *_: ["v1-5.ckpt"])
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\na tent\nan owl\n")
+    own, quick = ["--model-folder", str(tmp_path / "own")], ["--prompts", "1", "--prompts-file", str(tmp_path / "prompts.txt")]
+    rows = ["compare", "a cat", "--steps", "4", "--repeats", "1", "--methods", "olss(steps=2),attention_reuse(schedule=phast)", *own]
+    assert main(rows) == 1
+    told = capsys.readouterr().out
+    commands = ["fit olss", f"--model-folder {tmp_path / 'own'} --steps 2 --guidance 7.5`"], ["search reuse", f"--model-folder {tmp_path / 'own'} --steps 4"]
+    assert all(f"python -m fastviz {command} {arguments}" in told for command, arguments in commands)
+    for arguments in (["fit", "olss", "--steps", "2", "--search", "olss", "--reference", "4", "--held-out", "2"],
+                      ["search", "reuse", "--steps", "4", "--reuse", "2", "--held-out", "2", "--rejects", "1", "--restarts", "0", "--equal", "flops"]):
+        table.pop("own")
+        assert main([*arguments, *own, *quick]) == 0, capsys.readouterr().err
+    for arguments in (["search", "one-reuse", "--steps", "2", *quick, "--out", str(tmp_path / "one.json")], ["search", "report"],
+                      ["sweep", "a cat", "--rows", "tome", "--steps", "2"]):
+        table.pop("own")
+        assert main([*arguments, *own]) == 0, capsys.readouterr().err
+    table.pop("own")
+    assert main(rows) == 0, capsys.readouterr().err
+    table.pop("own")
+    assert main(["fastest", "a cat", "--lpips", "0.1", *own]) == 2 and "4 prompts" in capsys.readouterr().err and "own" in table
+    table.pop("own")
+    assert main(["sweep", "a cat", "--rows", "tome", "--ray", *own]) == 2 and "leave --ray out" in capsys.readouterr().err
+
+
+def test_an_operators_folder_is_one_more_model(table, tmp_path, capsys):
+    pipe = folders.make("sdxl")
+    pipe.save_pretrained(tmp_path / "My Model")
+    found = main(["compare", "a cat", "--model-folder", str(tmp_path / "My Model"), "--steps", "2", "--repeats", "1",
+                  "--methods", "full,tome,atedm"])
+    assert found == 0, capsys.readouterr().err
+    model = models.MODELS["my-model"]
+    assert (model.size, model.sizes) == (128, (64, 128)) and "atedm" in model.methods
+    assert model.parameters == pytest.approx(counted(pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2))
     assert main(["compare", "a cat", "--model-folder", str(tmp_path)]) == 2
     assert "give the one that holds model_index.json" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """OLSS: its mathematics against direct least squares and brute force, its scheduler in diffusers, its files and refusals."""
 
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -478,7 +479,12 @@ def strangers(folder, own):
 
 @pytest.mark.parametrize("model", [model for model in models.MODELS.values() if model.source], ids=lambda model: model.key)
 def test_coefficients_that_are_shipped_belong_to_the_weights_that_are_shipped(model):
+    """All numbers of steps that README tells of, each with what was measured of it and of its rivals."""
     assert strangers(model.folder, DDIMScheduler.from_pretrained(model.folder, subfolder="scheduler")) == {}
+    for (search, name), n in itertools.product({"olss": "OLSS", "olss-p": "OLSS-P"}.items(), (4, 5, 6, 8, 10, 20)):
+        path = olss.path_of(model.folder, search, n, model.guidance)
+        told = json.loads(path.read_text())
+        assert len(told["timesteps"]) == n and {name, "DDIM", "UniPC"} < told["fitted"]["measured"].keys(), path.name
 
 
 def test_coefficients_that_were_left_behind_by_new_weights_are_found(tiny_pipe, home):

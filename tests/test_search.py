@@ -1,11 +1,13 @@
 """Searching reuse schedules: exact where mathematics says so, bit for bit where runs share a beginning, resumable."""
 
 import copy
+import functools
 import itertools
 import json
 import math
 import random
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastviz import __main__ as command
-from fastviz import cost, fitted, models, reading, store, verified, views
-from fastviz.methods import attention_reuse, few_step
+from fastviz import cost, fitted, metrics, models, reading, store, verified, views
+from fastviz.methods import attention_reuse, few_step, full
 from fastviz.methods.attention_reuse import Knobs, hurry
 from fastviz.patch import Refused, replaced
 from fastviz.request import BadRequest, Request
@@ -308,8 +310,17 @@ def test_equal_work_is_as_many_steps_as_fit_into_it(tiny, keep):
     assert steps < 20 and abs(near[1] - total) == min(abs(one - total) for one in near)
 
 
-def test_equal_time_is_measured(tiny):
+def test_equal_time_is_measured(tiny, monkeypatch):
     assert 1 <= held_out.equal_steps(tiny, asked(2), Knobs(schedule="100000"), "seconds") <= STEPS
+    for whole, expected in ((3.5, 3), (5.4, 5), (0.6, 1), (9.0, STEPS)):  # of which 0.5 s are no steps, and a step takes 1 s
+        took = iter((whole - 0.1, whole, whole + 9))  # the median of the prompts
+
+        def timed(pipe, request, stack, steps):
+            reused = stack[0] != full.Knobs()
+            return SimpleNamespace(seconds=next(took) if reused else 6.5, steps=[1.0] * steps, text=0.2, decode=0.3)
+
+        monkeypatch.setattr(held_out, "generate", timed)
+        assert held_out.equal_steps(tiny, asked(3), Knobs(schedule="100000"), "seconds") == expected
 
 
 def test_prompts_of_the_search_and_held_out_ones_are_different(tmp_path):
@@ -325,6 +336,22 @@ def test_prompts_of_the_search_and_held_out_ones_are_different(tmp_path):
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadRequest, match="not text"):
         prompts.read("stickers", 1, 0, file)
+
+
+SHIPPED = attention_reuse.schedule_file(models.MODELS["stickers"].folder, 1, 1, "both", "map").parent
+
+
+@pytest.mark.skipif(not SHIPPED.is_dir(), reason="no searched schedules are shipped")
+def test_schedules_that_are_shipped_belong_to_the_weights_and_are_better_than_late_reuse():
+    files = [path for path in SHIPPED.glob("*.json") if not path.name.endswith(".state.json")]
+    assert files
+    for told in (json.loads(path.read_text()) for path in files):
+        settings, held = told["settings"], told["held_out"]
+        gamma = attention_reuse.searched(models.MODELS["stickers"].folder, len(told["schedule"]), told["k"], settings["maps"],
+                                         settings["keep"], "DDIMScheduler")
+        assert schedules.text(gamma) == told["schedule"] and told["search"]["finished"]
+        assert len(set(held["prompts"])) == 64 and not set(held["prompts"]) & set(settings["prompts"])
+        assert held["found_less"]["HURRY"]["interval"][0] > 0
 
 
 # The method's own look-up
@@ -513,6 +540,13 @@ def test_a_report_without_schedules_says_what_to_do(tiny, capsys, monkeypatch):
     assert code == 2 and "python -m fastviz search reuse --model tiny" in err
 
 
+def seen(maps, name, attn, args, told):
+    """Before an attention runs: its map as it is defined, softmax(Q K^T / sqrt(d)), to maps[name]."""
+    x, context = args[0], told.get("encoder_hidden_states")
+    q, k = (attn.head_to_batch_dim(project(read)) for project, read in ((attn.to_q, x), (attn.to_k, x if context is None else context)))
+    maps.setdefault(name, []).append((q @ k.mT * q.shape[-1] ** -0.5).softmax(-1))
+
+
 def test_one_reuse_from_the_command_line(tiny, capsys, tmp_path, monkeypatch):
     out = tmp_path / "below" / "one.json"
     asked = ["one-reuse", "--model", "tiny", "--steps", "5", "--prompts", "2", "--out", str(out)]
@@ -520,14 +554,29 @@ def test_one_reuse_from_the_command_line(tiny, capsys, tmp_path, monkeypatch):
     told = json.loads(shown.splitlines()[-1])
     assert code == 0 and out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
     assert told["reuse_at"] == [1, 2, 3, 4] and len(told["staleness"]) == 6
-    sampler = Sampler(tiny, session.requests(reuse.checked(reuse.arguments().parse_args(QUICK)), prompts.captions("train", 1), 0))
-    full = sampler.run((1,) * 5)
-    for i, at_end, local, gain in zip(told["reuse_at"], told["latent_rmse"], told["local_rmse"], told["amplification"]):
-        path = sampler.run(additive.single(5, i))
-        assert at_end[0] == pytest.approx(float((path.latents[-1] - full.latents[-1]).square().mean()) ** 0.5, rel=1e-4)
-        assert local[0] == pytest.approx(float((path.latents[i + 1] - full.latents[i + 1]).square().mean()) ** 0.5, rel=1e-4)
+    layers, stale = [(name, attn) for name, attn, _ in attention_reuse.attentions(tiny.unet, (8, 8), "both")], {}
+    maps = {}
+    hooks = [attn.register_forward_pre_hook(functools.partial(seen, maps, name), with_kwargs=True) for name, attn in layers]
+    for p, request in enumerate(session.requests(reuse.checked(reuse.arguments().parse_args(QUICK)), prompts.captions("train", 2), 0)):
+        sampler = Sampler(tiny, [request])
+        whole = sampler.run((1,) * 5)
+        for at, i in enumerate(told["reuse_at"]):
+            maps.clear()
+            path = sampler.run(additive.single(5, i))
+            for figure, step in (("latent_rmse", -1), ("local_rmse", i + 1)):
+                off = float((path.latents[step] - whole.latents[step]).square().mean()) ** 0.5
+                assert told[figure][at][p] == pytest.approx(off, rel=1e-4), figure
+            (before,), (after,) = sampler.pictures(whole), sampler.pictures(path)
+            assert told["lpips"][at][p] == pytest.approx(metrics.lpips_score(before, after)[0], rel=1e-3)
+            error = np.square(np.asarray(before, float) - np.asarray(after, float)).mean()
+            assert told["psnr"][at][p] == pytest.approx(min(EQUAL, 10 * np.log10(255 ** 2 / error) if error else EQUAL))
+            for name, _ in layers:
+                fresh, kept = maps[name][i], maps[name][i - 1]
+                stale.setdefault((name, at), []).append(float((fresh - kept).norm() / fresh.norm()))
+    [hook.remove() for hook in hooks]
+    assert {key: told["staleness"][key[0]][key[1]] for key in stale} == pytest.approx({key: np.mean(each) for key, each in stale.items()}, rel=1e-3)
+    for at_end, local, gain in zip(told["latent_rmse"], told["local_rmse"], told["amplification"]):
         assert gain == pytest.approx(sum(at_end) / sum(local))
-    assert all(0 < value < 2 for values in told["staleness"].values() for value in values)
     monkeypatch.setattr(Sampler, "step", lambda *_: pytest.fail("everything is known"))
     code, again, _ = run(capsys, *asked)
     assert code == 0 and json.loads(again.splitlines()[-1]) == told
@@ -559,7 +608,9 @@ def test_computed_cells_stand_apart_from_all_ages():
     from fastviz.views.reuse import age_colours
 
     for which in (theme.LIGHT, theme.DARK):
-        computed, *ages = [np.dot(colour[:3], (0.2126, 0.7152, 0.0722)) for colour in age_colours(6, which)(range(7))]
+        computed, *colours = [np.array(colour[:3]) for colour in age_colours(6, which)(range(7))]
+        assert all(np.abs(computed - colour).max() > 0.1 for colour in colours)
+        ages = [colour @ (0.2126, 0.7152, 0.0722) for colour in colours]
         assert ages == sorted(ages) and ages[-1] - ages[0] > 0.4  # brightness alone tells old from new
 
 

@@ -12,7 +12,7 @@ import torch
 from conftest import at_home, make_student, make_tiny
 from PIL import Image
 
-from fastviz import cost, fitted, models, views
+from fastviz import cost, fitted, models, verified, views
 from fastviz.compare import compare, final
 from fastviz.methods import full, sdxs, steps_of, tome
 from fastviz.models import MODELS
@@ -209,6 +209,37 @@ def test_previews_come_from_the_small_decoder_where_it_belongs_to_these_weights(
     assert sdxs.previewing(tiny_pipe) is tiny_pipe
     shutil.rmtree(sdxs.path_of(home))
     assert sdxs.previewing(tiny_pipe) is tiny_pipe
+
+
+def test_previews_come_from_the_models_own_small_decoder_where_its_hashes_are_told(tiny_pipe, tmp_path):
+    """Rows of the model and what Inside shows of their steps; without it, or when it is damaged, the student's again."""
+    from folders import tiny_decoder
+
+    from fastviz.ui import inside
+
+    folder, own = tmp_path / "tiny", tiny_pipe.vae
+    with at_home(tiny_pipe, tmp_path / "model"):
+        student = models.load_beside(make_student(tiny_pipe, tmp_path / "model"))
+        small = tiny_decoder().eval()
+        small.save_pretrained(folder)
+        assert sdxs.previewing(tiny_pipe).vae is student.vae  # nothing says whose latents it knows
+        verified.write_hashes(tmp_path)
+        ready, latents = sdxs.previewing(tiny_pipe), torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+        assert sdxs.previewing(tiny_pipe).vae is ready.vae and ready.unet is tiny_pipe.unet and tiny_pipe.vae is own
+        with torch.no_grad():
+            expected = small.decode(latents / small.config.scaling_factor).sample
+            assert torch.allclose(ready.vae.decode(latents.to(ready.vae.dtype) / ready.vae.config.scaling_factor).sample.cpu().float(), expected, atol=1e-2)
+        ready.vae = small
+        shown = inside.estimates(tiny_pipe, {"estimate": {(step, ""): latents[step].numpy() for step in range(2)}}, 2)
+        assert all(np.array_equal(shown[i], np.asarray(picture.convert("RGBA"))) for i, picture in enumerate(pictures(ready, latents)))
+        weights = next(folder.glob("*.safetensors"))
+        weights.write_bytes(weights.read_bytes()[:-1])
+        assert sdxs.previewing(tiny_pipe).vae is student.vae
+
+
+def test_the_embedded_models_previews_have_its_small_decoder():
+    pipe = models.load("stickers")
+    assert type(sdxs.previewing(pipe).vae).__name__ == "AutoencoderTiny"
 
 
 def test_an_exchanged_student_is_read_again(home):

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from ..models import MODELS
+from ..models import MODELS, model_options, take_folder
 from ..request import BadRequest
 from . import plan as planning
 from .history import History, home
@@ -29,14 +29,16 @@ def sweep(argv):
                         help="such as tome.ratio=0.2,0.4,0.6 or few_step.steps=5:25:5 or steps=20,50; again for another one")
     parser.add_argument("--rows", default="", help="such as tome,tome+attention_reuse; by default one for each method that is varied")
     parser.add_argument("--seeds", default="0", help="such as 0-3 or 1,5,9")
-    parser.add_argument("--model", default="stickers", choices=MODELS)
+    model_options(parser)
     for name in planning.GENERAL:
         parser.add_argument(f"--{name}", type=numbers)
     parser.add_argument("--out", help="folder for cells.csv, cells.parquet, sweep.json and the pictures")
     parser.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help="run on a Ray cluster; without an address on one of this "
                         "machine, made for this sweep (needs `pip install ray`)")
     parser.add_argument("--cores", type=int, help="with --ray: cores of a worker; by default all of the smallest machine")
-    args = parser.parse_args(argv)
+    args = take_folder(parser.parse_args(argv), "stickers")
+    if args.ray and args.model_folder:
+        raise BadRequest("ray", "Workers of a Ray cluster know the models of the table only: leave --ray out, or --model-folder.")
     settings = {name: value for name in planning.GENERAL if (value := getattr(args, name)) is not None}
     plan = planning.read_plan(args.prompt, args.seeds, args.rows, args.vary, model=args.model, **settings)
     if args.out:
@@ -138,10 +140,10 @@ def fastest(argv):
     parser.add_argument("--seconds", type=float, help="or the most seconds for a picture")
     parser.add_argument("--seeds", type=int, default=2, help="noises per prompt (default 2)")
     parser.add_argument("--methods", help="which methods may take part, such as few_step,tome; all by default")
-    parser.add_argument("--model", default="stickers", choices=MODELS)
+    model_options(parser)
     for name in planning.GENERAL:
         parser.add_argument(f"--{name}", type=numbers)
-    args = parser.parse_args(argv)
+    args = take_folder(parser.parse_args(argv), "stickers")
     if not args.prompt and not MODELS[args.model].closed:
         raise BadRequest("prompt", "Give 4 prompts or more for this model.")
     for name, bound in (("lpips", args.lpips), ("seconds", args.seconds)):

@@ -5,7 +5,7 @@ import json
 from contextlib import closing
 from pathlib import Path
 
-from .. import fitted, models
+from .. import checkpoints, fitted, models
 from ..methods import olss
 from ..request import STEPS, BadRequest, check_number
 from ..search import prompts
@@ -19,7 +19,7 @@ SEED = 1000  # of the prompts, and of the first run's noise
 
 def arguments():
     parser = argparse.ArgumentParser(prog="python -m fastviz fit olss", description=__doc__)
-    parser.add_argument("--model", default="stickers", choices=models.MODELS)
+    checkpoints.model_options(parser)
     parser.add_argument("--steps", default="10", help="numbers of steps, such as 4,5,6,8,10,20: they share the full runs")
     parser.add_argument("--search", default="olss,olss-p", help=f"choices of timesteps: {', '.join(olss.SEARCHES)}")
     parser.add_argument("--guidance", type=float, help="the coefficients serve this one only; by default the model's own")
@@ -118,7 +118,7 @@ def run(pipe, args, asked, steps, searches, folders, work):
 
 def main(argv=None):
     """The command. Returns the exit code."""
-    args = arguments().parse_args(argv)
+    args = checkpoints.take_folder(arguments().parse_args(argv), "stickers")
     asked, searches = asked_for(args), choices(args.search)
     steps, one = numbers(args.steps, min(STEPS[1], args.reference)), asked[0][0]
     pipe = models.load(args.model)

@@ -91,7 +91,7 @@ def searched(folder, steps, k, maps, keep, scheduler):
                       "zeros.")
     path = schedule_file(folder, steps, k, maps, keep)
     name = path.relative_to(folder.parents[1]).as_posix()
-    command = (f"`python -m fastviz search reuse --model {folder.parent.name} --steps {steps} --reuse {k} "
+    command = (f"`python -m fastviz search reuse {models.model_argument(folder)} --steps {steps} --reuse {k} "
                f"--maps {maps} --keep {keep}`")
     if not path.is_file():
         raise Refused(f"There is no searched schedule {name}: make it with {command}.")

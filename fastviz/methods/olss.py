@@ -9,7 +9,7 @@ import json
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from .. import fitted
+from .. import fitted, models
 from ..knobs import choice, number
 from ..patch import Refused, replaced
 
@@ -59,7 +59,7 @@ def load(folder, search, steps, guidance):
         raise Refused("Fitted coefficients lie beside a model's files, and this model has none: choose another scheduler.")
     path = path_of(folder, search, steps, guidance)
     name = path.relative_to(folder.parents[1]).as_posix()
-    command = (f"`python -m fastviz fit olss --model {folder.parent.name} --steps {steps} --guidance {guidance:g}"
+    command = (f"`python -m fastviz fit olss {models.model_argument(folder)} --steps {steps} --guidance {guidance:g}"
                f"{'' if search == 'olss' else f' --search {search}'}`")
     if not path.is_file():
         known = [n for n in range(1, MOST + 1) if path_of(folder, search, n, guidance).is_file()]

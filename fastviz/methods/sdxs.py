@@ -7,7 +7,7 @@ made by the stages of `python -m fastviz.stickers` from `distil` to `export-stud
 
 import copy
 import functools
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from .. import fitted, models, verified
@@ -78,14 +78,18 @@ def load(pipe):
 
 
 def previewing(pipe):
-    """A copy of `pipe` with its student's small decoder, for pictures that are looked at and not measured. `pipe` itself where
-    no student can be had."""
-    try:
-        student = load(pipe)
-    except Refused:
+    """A copy of `pipe` with a small decoder of the same latents, for pictures that are looked at and not measured: that of the
+    folder `tiny` beside the model, which draws more finely, else its student's. `pipe` itself where there is neither."""
+    folder, small = fitted.folder(pipe), None
+    if folder:
+        with suppress(verified.BadModel):
+            small = models.load_tiny(folder.parent / "tiny", pipe.vae.dtype)
+    with suppress(Refused):
+        small = small or load(pipe).vae
+    if small is None:
         return pipe
     ready = copy.copy(pipe)
-    ready.vae = student.vae
+    ready.vae = small
     return ready
 
 

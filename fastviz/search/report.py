@@ -8,7 +8,7 @@ import argparse
 import json
 from pathlib import Path
 
-from .. import fitted, models, views
+from .. import checkpoints, fitted, models, views
 from ..methods import attention_reuse
 from ..request import BadRequest
 from .reuse import judgement
@@ -16,7 +16,7 @@ from .reuse import judgement
 
 def arguments():
     parser = argparse.ArgumentParser(prog="python -m fastviz search report", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="stickers", choices=models.MODELS)
+    checkpoints.model_options(parser)
     parser.add_argument("--figure", help="PNG to draw")
     parser.add_argument("--out", help="file that the JSON is written to as well")
     return parser
@@ -30,7 +30,7 @@ def found(model):
     told = sorted((each for each in told if each["weights"] == weights), key=lambda each: (len(each["schedule"]), each["k"]))
     if not told:
         raise BadRequest("model", f"No schedule was searched for these weights of {model.key}: `python -m fastviz search reuse "
-                                  f"--model {model.key}` finds one.")
+                                  f"{checkpoints.model_argument(model.folder)}` finds one.")
     return told
 
 
@@ -46,7 +46,7 @@ def summary(told):
 
 
 def main(argv=None):
-    args = arguments().parse_args(argv)
+    args = checkpoints.take_folder(arguments().parse_args(argv), "stickers")
     results = found(models.MODELS[args.model])
     told = [summary(each) for each in results]
     print("\n\n".join(map(judgement, results)), end="\n\n")

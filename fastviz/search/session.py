@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-from .. import fitted, models
+from .. import checkpoints, fitted
 from ..request import BadRequest, Request, check_number
 
 
@@ -14,7 +14,7 @@ def options(parser, numbers):
     """The options that say what is run, and `numbers`: {option: (default, lowest, highest, what it is)}."""
     for name, (default, _, _, says) in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{says} (default {default})")
-    parser.add_argument("--model", default="stickers", choices=models.MODELS)
+    checkpoints.model_options(parser)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--size", type=int)
     parser.add_argument("--guidance", type=float)
@@ -28,6 +28,7 @@ def options(parser, numbers):
 
 def checked(args, numbers):
     """The options with the model's defaults, or BadRequest. numbers: see `options`."""
+    checkpoints.take_folder(args, "stickers")
     first = Request("a", steps=args.steps, size=args.size, guidance=args.guidance, seed=args.seed, model=args.model)
     if first.steps < 2:
         raise BadRequest("steps", "With one step there is nothing to reuse: 2 steps at least.")

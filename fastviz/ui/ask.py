@@ -9,7 +9,7 @@ from ..models import MODELS
 from ..request import GUIDANCE, PROMPT_LENGTH, BadRequest, Request, parse_stack, split, stack_text
 from . import draw
 
-OWN = ("steps", "guidance", "size")  # controls whose values are the model's own until somebody moves them
+OWN = ("steps", "few_step.steps", "guidance", "size")  # controls whose values are the model's own until somebody moves them
 CHOSEN = tuple(method for method in METHODS  # the full model always runs, and what is not there cannot be chosen
                 if method.KEY != "full" and getattr(method, "ready", lambda: True)())
 CURVE = (0.1, 0.2, 0.4, 0.6)  # shares of the steps at which the few-step curve is measured
@@ -91,11 +91,15 @@ class Ask:
     def own(self, key):
         """Updates of the controls that depend on the model, in the order of OWN: its own values, and what it allows."""
         model = MODELS[key]
-        most = min(self.profile.max_steps, model.most_steps)
-        return [gr.Slider(maximum=max(2, most), value=model.steps, interactive=most > 1),
-                gr.Slider(value=model.guidance, interactive=model.most_guidance > 1), self.sizes(model, model.size),
+        return [*self.steps(model, model.steps, fewer(model)), gr.Slider(value=model.guidance, interactive=model.most_guidance > 1),
+                self.sizes(model, model.size),
                 *(gr.Checkbox(value=False, interactive=method.KEY in model.methods) if method.KEY not in model.methods
                   else gr.Checkbox(interactive=True) for method in CHOSEN)]
+
+    def steps(self, model, steps, few):
+        """Both sliders of steps, with no more to choose from than the model was made for."""
+        most = min(self.profile.max_steps, model.most_steps)
+        return gr.Slider(maximum=max(2, most), value=steps, interactive=most > 1), gr.Slider(maximum=most, value=few)
 
     def sizes(self, model, size):
         offered = [each for each in model.sizes if each <= self.profile.max_size]
@@ -120,6 +124,7 @@ class Ask:
         told |= {"combine": [], "curve": False} | {method.KEY: False for method in CHOSEN}
         told |= {f"{method.KEY}.{field.name}": field.default
                  for method in CHOSEN for field in dataclasses.fields(method.Knobs)}
+        told["few_step.steps"] = fewer(MODELS[request.model])
         rest = []
         for stack in request.methods[1:]:
             key = method_of(stack[0]).KEY
@@ -131,10 +136,16 @@ class Ask:
         return [told[name] for name in self.controls]
 
     def settings(self, request):
-        """The same, with the sizes that the request's model has to choose from."""
-        values = dict(zip(self.controls, self.values(request), strict=True))
-        values["size"] = self.sizes(MODELS[request.model], request.size)
+        """The same, with the steps and sizes that the request's model has to choose from."""
+        values, model = dict(zip(self.controls, self.values(request), strict=True)), MODELS[request.model]
+        values["steps"], values["few_step.steps"] = self.steps(model, request.steps, values["few_step.steps"])
+        values["size"] = self.sizes(model, request.size)
         return list(values.values())
+
+
+def fewer(model):
+    """Steps that the row of fewer steps begins with: no more than the model's own."""
+    return min(few_step.Knobs().steps, model.steps)
 
 
 def method_knobs(told, method):

@@ -25,6 +25,7 @@ from .why import Why
 
 EXAMPLES = ("a big lemon in the ocean", "an owl at night", "a panda under the sea", "a cactus and a donut in a meadow")
 WAIT = 0.5  # seconds between two looks at whose turn it is
+PASSING = ("Out of memory", "memory that are free", "The device ", "The disk is full", "could not be run")  # in what the machine's state made fail
 
 
 class Page:
@@ -220,7 +221,9 @@ class Page:
         return known.again() if known else Job(wanted, self.profile.log_prompts)
 
     def remember(self, work):
-        if isinstance(work, Job) and work.state == "finished" and work.request not in self.known and not any(row.error for row in work.rows.values()):
+        """Keeps a comparison for whoever asks the same: with rows that are refused to everybody, but none that may do better next time."""
+        if isinstance(work, Job) and work.state == "finished" and work.request not in self.known and not any(
+                words in (row.error or "") for row in work.rows.values() for words in PASSING):
             self.known[work.request] = work
         while len(self.known) > self.profile.remembered:
             self.known.pop(next(iter(self.known)))
