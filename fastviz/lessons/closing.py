@@ -44,6 +44,8 @@ def solvers(request, rows):
     for prompt, seed in DRAWN:
         asked = Request(prompt, seed=seed, model=MODEL, methods=",".join(text for *_, text in stacks), repeats=1)
         for (name, n, _), row in zip(stacks, final(compare(asked))[1:], strict=True):
+            if row.error:
+                raise RuntimeError(f"{row.title}: {row.error}")
             found[name, n].append(row.metrics["lpips"])
     series = {name: [[n, float(np.mean(found[name, n]))] for n in FEW] for name in ways}
     return {"kind": "lines", "series": series, "count": len(DRAWN)}
@@ -75,7 +77,7 @@ def laid(request, row, trace, kind, steps):
     from ..views import frames
     from ..views.frames import laid as over
 
-    drawn = frames(trace.channels, kind, finest(request), row.steps, row.image).images
+    drawn = frames(trace.channels, kind, finest(request), row.steps, [row.image]).images
     return [over(image, drawn[step - 1]) for step, image in zip(steps, estimates(trace, steps), strict=True)]
 
 
