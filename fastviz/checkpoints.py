@@ -105,7 +105,7 @@ distilled = functools.partial(Model, source=None, size=512, sizes=(256, 384, 512
 
 MODELS = {model.key: model for model in (
     Model("stickers", "Stickers (embedded)", "assets/stickers/model", 256, (128, 256, 384, 512), 50, 3.0, "Apache-2.0",
-          closed=True, parameters=11.3, methods=(*EVERY, "sdxs")),
+          closed=True, parameters=13.0, methods=(*EVERY, "sdxs")),
     diffusion("sd15", "Stable Diffusion 1.5", licence="CreativeML OpenRAIL-M",
               hub="stable-diffusion-v1-5/stable-diffusion-v1-5", revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14"),
     diffusion("dreamshaper8", "DreamShaper 8", licence="CreativeML OpenRAIL-M",

@@ -26,10 +26,11 @@ CELL = 8  # px, what one latent stands for
 
 
 def tiny():
-    """The untrained AutoencoderTiny: constant width 32, no block at full resolution (half of the usual cost)."""
+    """The untrained AutoencoderTiny. Its decoder thinks where that is cheap: most blocks on the latents' own grid, none at full
+    resolution."""
     return AutoencoderTiny(
-        encoder_block_out_channels=(32,) * 4, decoder_block_out_channels=(32,) * 4, latent_channels=4,
-        num_encoder_blocks=(0, 2, 3, 3), num_decoder_blocks=(3, 3, 2, 0), scaling_factor=1.0,
+        encoder_block_out_channels=(32,) * 4, decoder_block_out_channels=(64,) * 4, latent_channels=4,
+        num_encoder_blocks=(0, 2, 3, 3), num_decoder_blocks=(8, 4, 1, 0), scaling_factor=1.0,
     )
 
 

@@ -10,7 +10,7 @@ from diffusers import AutoencoderTiny, EulerDiscreteScheduler, UNet2DConditionMo
 from ..loop import exact
 
 LAST = 999  # the timestep that the student is asked at
-WIDTH, BLOCKS = 16, (2, 2, 1, 0)  # of the small decoder: half of the teacher's width, fewer blocks
+WIDTH, BLOCKS = 16, (2, 2, 1, 0)  # of the small decoder: a quarter of the teacher's width, fewer blocks
 
 
 # The U-Net
