@@ -59,7 +59,8 @@ def test_a_start_that_lasted_is_no_failed_one(tmp_path, monkeypatch):
 @pytest.mark.parametrize("by", (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL), ids=lambda by: by.name)
 def test_however_it_ends_nothing_stays_behind(tmp_path, by):
     (tmp_path / "app.py").write_text(SERVER)
-    code = f"import sys, pathlib; from fastviz import supervise; supervise.APP = pathlib.Path({str(tmp_path / 'app.py')!r}); sys.exit(supervise.main())"
+    ready = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's jobs in the background ignore it
+    code = f"{ready}; import sys, pathlib; from fastviz import supervise; supervise.APP = pathlib.Path({str(tmp_path / 'app.py')!r}); sys.exit(supervise.main())"
     running = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     server = int(running.stdout.readline())
     running.send_signal(by)

@@ -39,6 +39,7 @@ def arguments():
 
 def asked_for(args):
     """Requests of all full runs, those to fit to, those to choose by and those to measure; what they ask for is checked."""
+    checkpoints.take_folder(args, "stickers")
     for name, low, high in (("prompts", 1, 1000), ("held_out", 2, 1000), ("batch", 1, 64), ("reference", 2, 1000)):
         check_number(name, f"--{name.replace('_', '-')}", getattr(args, name), low, high, int)
     texts, others = prompts.read(args.model, args.prompts, args.held_out, args.prompts_file, SEED)
@@ -118,7 +119,7 @@ def run(pipe, args, asked, steps, searches, folders, work):
 
 def main(argv=None):
     """The command. Returns the exit code."""
-    args = checkpoints.take_folder(arguments().parse_args(argv), "stickers")
+    args = arguments().parse_args(argv)
     asked, searches = asked_for(args), choices(args.search)
     steps, one = numbers(args.steps, min(STEPS[1], args.reference)), asked[0][0]
     pipe = models.load(args.model)
