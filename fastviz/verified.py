@@ -29,8 +29,11 @@ def hashes(folder, part=""):
 
 
 def write_hashes(parent):
-    """Writes hashes.json for the files in all folders below `parent`, to be compared by `check` ever after."""
-    table = {name: value for name, value in hashes(parent).items() if "/" in name}
+    """Writes hashes.json for the files in all folders below `parent` that hold weights, to be compared by `check` ever after.
+    Schedules that were fitted lie in others, and tell themselves which weights they belong to."""
+    table = hashes(parent)
+    weighty = {name.partition("/")[0] for name in table if name.endswith(".safetensors")}
+    table = {name: value for name, value in table.items() if "/" in name and name.partition("/")[0] in weighty}
     Path(parent, HASHES).write_text(json.dumps(table, indent=1) + "\n")
 
 

@@ -234,6 +234,13 @@ def test_a_damaged_weight_is_not_trained_on(tmp_path, monkeypatch):
         loop.shipped("model", "part")
 
 
+def test_the_committed_hashes_are_those_of_all_folders_with_weights():
+    told = json.loads((evaluate.FOLDER / verified.HASHES).read_text())
+    held = {path.relative_to(evaluate.FOLDER).parts[0] for path in evaluate.FOLDER.rglob("*.safetensors")}
+    assert {name.partition("/")[0] for name in told} == held
+    assert all(verified.check(evaluate.FOLDER / folder) == "" for folder in held)
+
+
 def test_another_scene_of_a_caption_keeps_what_it_says():
     rng, moved = random.Random(9), 0
     for _ in range(60):

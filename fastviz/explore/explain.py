@@ -244,7 +244,7 @@ def verdict(told):
         kind = max(told.seconds, key=told.seconds.get)
         return f"Its largest part: {CLASSES[kind].lower()}, {told.seconds[kind] / whole:.0%} of the time."
     best = f"{told.bound:.2f} times as fast at best" if told.bound < 1000 else "nothing would be left at best"
-    got = "it was not applied" if not told.speedup else f"it is {told.speedup:.2f} times as fast" + (", slower" if told.speedup < 1 else "")
+    got = "it was not applied" if not told.speedup else f"it is {told.speedup:.2f} times as fast" + (", slower" if told.speedup < 0.995 else "")
     if told.bound and told.speedup and told.speedup > told.bound:
         got += ", more than that, so these times vary: time more runs"
     own = f" {balance(told)}" if told.own else ""

@@ -26,11 +26,11 @@ CELL = 8  # px, what one latent stands for
 
 
 def tiny():
-    """The untrained AutoencoderTiny. Its decoder thinks where that is cheap: most blocks on the latents' own grid, none at full
-    resolution."""
+    """The untrained AutoencoderTiny. Its decoder has as many blocks where the edges of stickers are drawn as on the latents' own
+    grid: with (8, 4, 1, 0) blocks twice as wide, in the same time, it ended at 28.3 dB."""
     return AutoencoderTiny(
-        encoder_block_out_channels=(32,) * 4, decoder_block_out_channels=(64,) * 4, latent_channels=4,
-        num_encoder_blocks=(0, 2, 3, 3), num_decoder_blocks=(8, 4, 1, 0), scaling_factor=1.0,
+        encoder_block_out_channels=(32,) * 4, decoder_block_out_channels=(32,) * 4, latent_channels=4,
+        num_encoder_blocks=(0, 2, 3, 3), num_decoder_blocks=(3, 3, 3, 2), scaling_factor=1.0,
     )
 
 

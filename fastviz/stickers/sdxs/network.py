@@ -10,7 +10,6 @@ from diffusers import AutoencoderTiny, EulerDiscreteScheduler, UNet2DConditionMo
 from ..loop import exact
 
 LAST = 999  # the timestep that the student is asked at
-WIDTH, BLOCKS = 16, (2, 2, 1, 0)  # of the small decoder: a quarter of the teacher's width, fewer blocks
 
 
 # The U-Net
@@ -127,9 +126,9 @@ def inside(unet, x, t, text):
 # The decoder
 
 def small_vae(teacher):
-    """An AutoencoderTiny whose encoder is `teacher`'s own (an AutoencoderTiny) and whose decoder is thin and untrained."""
-    kept = ("encoder_block_out_channels", "num_encoder_blocks", "latent_channels", "scaling_factor")
-    vae = AutoencoderTiny(**{key: teacher.config[key] for key in kept}, decoder_block_out_channels=(WIDTH,) * 4,
-                          num_decoder_blocks=BLOCKS)
+    """An AutoencoderTiny whose encoder is `teacher`'s own (an AutoencoderTiny) and whose decoder is half as wide and untrained."""
+    kept = ("encoder_block_out_channels", "num_encoder_blocks", "num_decoder_blocks", "latent_channels", "scaling_factor")
+    vae = AutoencoderTiny(**{key: teacher.config[key] for key in kept},
+                          decoder_block_out_channels=[width // 2 for width in teacher.config.decoder_block_out_channels])
     vae.encoder.load_state_dict(teacher.encoder.state_dict())
     return vae

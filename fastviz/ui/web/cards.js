@@ -1,6 +1,6 @@
 // One card per row. Its place is there from the start, so nothing moves when pictures arrive.
 (() => {
-  const { h, say, format, known, speed } = fastviz;
+  const { h, say, format, known, slower, speed } = fastviz;
   const WORDS = { waiting: "Waiting", timed: "", done: "", failed: "Failed", stopped: "Stopped before it was finished" };
 
   function build(row) {
@@ -60,7 +60,7 @@
     say(part.veil, row.error || (running && !row.picture ? (part.picture.hidden ? "Running" : "") : row.picture ? "" : WORDS[state] || ""));
     say(part.time, known(row.seconds) ? format.seconds(row.seconds) : row.error ? "" : "–");
     say(part.speed, known(row.seconds) ? speed(row) : "");
-    part.speed.classList.toggle("slow", known(row.speedup) && row.speedup < 1);
+    part.speed.classList.toggle("slow", slower(row));
     describe(part.facts, row.error ? [] : facts(row));
   }
 

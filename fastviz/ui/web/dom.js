@@ -37,12 +37,15 @@ window.fastviz = {};
     decibel: (d) => d.toFixed(1) + " dB",
   };
 
+  /** Whether a row was slower than the full model; what reads 1.00 was not. */
+  const slower = (row) => known(row.speedup) && row.speedup < 0.995;
+
   /** How a row's speed reads next to the full model's. */
   function speed(row) {
     if (row.index === 0) return "the reference";
     if (row.applied === false) return "not applied";
     if (!known(row.speedup)) return "";
-    return row.speedup >= 1 ? format.times(row.speedup) + " as fast" : format.times(row.speedup) + ", slower";
+    return format.times(row.speedup) + (slower(row) ? ", slower" : " as fast");
   }
 
   /** Titles told apart: rows of one title get their settings behind it. */
@@ -56,5 +59,5 @@ window.fastviz = {};
     });
   }
 
-  Object.assign(window.fastviz, { h, svg, say, format, known, speed, names });
+  Object.assign(window.fastviz, { h, svg, say, format, known, slower, speed, names });
 })();
