@@ -35,7 +35,8 @@ class Model:
     revision: where it is fetched from, a commit; variant: of its files, "" for the plain ones; dtype: "half" on a GPU or "float32" everywhere; parameters: in millions, of all that is loaded;
     working: GiB beside the weights, for Python, torch and the activations of one guided picture at its own size;
     scheduler: "ddim", or "own" for what lies in the folder; most_steps, most_guidance: upper bounds; methods: keys that do
-    something here; rows: what is asked for when nobody says; reference: the full model that a distilled one stands for;
+    something here; rows: what is asked for when nobody says; begins: settings, as one stack, that the page begins with where those of
+    the methods are not for this model; reference: the full model that a distilled one stands for;
     control: the network that reads sketches and is fetched with the model.
     """
     key: str
@@ -58,6 +59,7 @@ class Model:
     most_guidance: float = 20.0
     methods: tuple = EVERY
     rows: str = "full,few_step,attention_reuse,few_step(match=attention_reuse),tome"
+    begins: str = ""
     reference: str = ""
     control: Control | None = None
     own: bool = False
@@ -105,7 +107,8 @@ distilled = functools.partial(Model, source=None, size=512, sizes=(256, 384, 512
 
 MODELS = {model.key: model for model in (
     Model("stickers", "Stickers (embedded)", "assets/stickers/model", 256, (128, 256, 384, 512), 50, 3.0, "Apache-2.0",
-          closed=True, parameters=13.0, methods=(*EVERY, "sdxs")),
+          closed=True, parameters=13.0, methods=(*EVERY, "sdxs"),
+          begins="atedm(ratio=0.3,recover=update,finest=false)"),  # so small a network has few tokens to spare
     diffusion("sd15", "Stable Diffusion 1.5", licence="CreativeML OpenRAIL-M",
               hub="stable-diffusion-v1-5/stable-diffusion-v1-5", revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14"),
     diffusion("dreamshaper8", "DreamShaper 8", licence="CreativeML OpenRAIL-M",

@@ -12,10 +12,11 @@ from PIL import Image
 
 from fastviz import models, profile, store
 from fastviz.compare import Progress
-from fastviz.methods import tome
+from fastviz.methods import BY_KEY, tome
+from fastviz.models import MODELS
 from fastviz.request import BadRequest, Request, methods_text
 from fastviz.ui import temp
-from fastviz.ui.ask import CHOSEN, Ask, curve
+from fastviz.ui.ask import CHOSEN, OWN, Ask, curve
 from fastviz.ui.board import measured, span
 from fastviz.ui.job import Job
 from fastviz.ui.page import Page
@@ -55,6 +56,17 @@ def test_every_knob_has_a_control(ask):
     for method in CHOSEN:
         for name in method.Knobs.__dataclass_fields__:
             assert f"{method.KEY}.{name}" in ask.controls
+
+
+def test_settings_begin_as_the_model_needs_them(ask):
+    names = [*OWN, *(method.KEY for method in CHOSEN)]
+    here, there = (dict(zip(names, ask.own(key), strict=True)) for key in ("stickers", "sdxl"))
+    begun = dict(zip(ask.controls, ask.values(Request("a cat"))))
+    assert methods_text(ask.request(changed(ask, atedm=True)).methods) == f"full,{MODELS['stickers'].begins}"
+    for name in ("atedm.ratio", "atedm.recover", "atedm.finest"):
+        paper = getattr(BY_KEY["atedm"].Knobs(), name.partition(".")[2])
+        assert begun[name] == here[name]["value"] != there[name]["value"] == paper
+    assert dict(zip(ask.controls, ask.values(Request("a cat", methods="full,atedm"))))["atedm.ratio"] == BY_KEY["atedm"].Knobs().ratio
 
 
 def test_combine_uses_the_settings_of_each_method(ask):

@@ -9,7 +9,18 @@ from ..models import MODELS
 from ..request import GUIDANCE, PROMPT_LENGTH, BadRequest, Request, parse_stack, split, stack_text
 from . import draw
 
-OWN = ("steps", "few_step.steps", "guidance", "size")  # controls whose values are the model's own until somebody moves them
+DEFAULTS = {f"{method.KEY}.{field.name}": field.default for method in METHODS for field in dataclasses.fields(method.Knobs)}
+
+
+def begins(model):
+    """{control: value} of all methods' settings as the page begins with them: the model's own values, where it has some."""
+    own = parse_stack(model.begins) if model.begins else ()
+    told = {f"{method_of(knobs).KEY}.{name}": value for knobs in own for name, value in vars(knobs).items()}
+    return DEFAULTS | {"few_step.steps": min(few_step.Knobs().steps, model.steps)} | told
+
+
+BEGUN = tuple(sorted({name for model in MODELS.values() for name, value in begins(model).items() if value != DEFAULTS[name]} - {"few_step.steps"}))
+OWN = ("steps", "few_step.steps", "guidance", "size", *BEGUN)  # controls whose values are the model's own until somebody moves them
 CHOSEN = tuple(method for method in METHODS  # the full model always runs, and what is not there cannot be chosen
                 if method.KEY != "full" and getattr(method, "ready", lambda: True)())
 CURVE = (0.1, 0.2, 0.4, 0.6)  # shares of the steps at which the few-step curve is measured
@@ -91,8 +102,9 @@ class Ask:
     def own(self, key):
         """Updates of the controls that depend on the model, in the order of OWN: its own values, and what it allows."""
         model = MODELS[key]
-        return [*self.steps(model, model.steps, fewer(model)), gr.Slider(value=model.guidance, interactive=model.most_guidance > 1),
-                self.sizes(model, model.size),
+        begun = begins(model)
+        return [*self.steps(model, model.steps, begun["few_step.steps"]), gr.Slider(value=model.guidance, interactive=model.most_guidance > 1),
+                self.sizes(model, model.size), *(gr.update(value=begun[name]) for name in BEGUN),
                 *(gr.Checkbox(value=False, interactive=method.KEY in model.methods) if method.KEY not in model.methods
                   else gr.Checkbox(interactive=True) for method in CHOSEN)]
 
@@ -122,9 +134,7 @@ class Ask:
         """The values that make `request` again, in the controls' order; rows without a control go to `more`."""
         told = {name: getattr(request, name, None) for name in self.controls} | draw.values(request)
         told |= {"combine": [], "curve": False} | {method.KEY: False for method in CHOSEN}
-        told |= {f"{method.KEY}.{field.name}": field.default
-                 for method in CHOSEN for field in dataclasses.fields(method.Knobs)}
-        told["few_step.steps"] = fewer(MODELS[request.model])
+        told |= begins(MODELS[request.model])
         rest = []
         for stack in request.methods[1:]:
             key = method_of(stack[0]).KEY
@@ -141,11 +151,6 @@ class Ask:
         values["steps"], values["few_step.steps"] = self.steps(model, request.steps, values["few_step.steps"])
         values["size"] = self.sizes(model, request.size)
         return list(values.values())
-
-
-def fewer(model):
-    """Steps that the row of fewer steps begins with: no more than the model's own."""
-    return min(few_step.Knobs().steps, model.steps)
 
 
 def method_knobs(told, method):
