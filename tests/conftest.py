@@ -83,7 +83,7 @@ def make_tiny():
     torch.manual_seed(0)
     words = parts.tokenizer()
     unet = parts.unet(widths=(32, 32, 32), depths=(2, 3, 1), heads=(2, 2, 2), context=32)
-    vae = AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4,
+    vae = AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(16,) * 4,  # a student's is half as wide
                           num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1))
     pipe = StableDiffusionPipeline(
         vae=vae, text_encoder=parts.text_encoder(words, width=32, layers=1), tokenizer=words, unet=unet,

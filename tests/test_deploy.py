@@ -200,7 +200,7 @@ def test_another_model_brings_its_own_values_and_switches_off_what_does_nothing_
     steps, few, guidance, size, *boxes = ask.own("sdxs")
     assert len(ask.own("sdxs")) == len(OWN) + len(CHOSEN)
     assert (steps.value, guidance.value, size.value) == (1, 1.0, 512) and not guidance.interactive
-    on = [method.KEY for method, box in zip(CHOSEN, boxes) if box.interactive]
+    on = [method.KEY for method, box in zip(CHOSEN, boxes[-len(CHOSEN):]) if box.interactive]
     assert on == ["tome"] and [choice[1] for choice in ask.own("sdxl")[3].choices] == [512, 768, 1024]
     assert [(few.value, few.maximum) for few in (ask.own(key)[1] for key in ("sdxs", "sd-turbo", "sdxl"))] == [(1, 1), (1, 4), (15, 100)]
 
@@ -211,7 +211,7 @@ def test_every_box_that_another_model_leaves_open_can_be_pressed_and_run(key):
     ask = Page(profile.load()).ask
     names, whole = list(ask.controls), Request("a cat", model=key, methods="full")
     began = dict(zip(names, ask.values(Request("a cat", methods="full"))))
-    chosen = began | {name: each.value for name, each in zip(OWN, ask.own(key))} | {"model": key}
+    chosen = began | {name: each["value"] if isinstance(each, dict) else each.value for name, each in zip(OWN, ask.own(key))} | {"model": key}
     opened = {name: getattr(each, "value", each) for name, each in zip(names, ask.settings(whole))}
     for told in (chosen, opened):
         for method in (method for method in CHOSEN if method.KEY in models.MODELS[key].methods):
