@@ -12,6 +12,11 @@ def folder(pipe):
     return Path(name) if name and Path(name).is_dir() else None
 
 
+def student(folder):
+    """Where the one-step student of the model in `folder` lies: beside it, a folder that diffusers reads as a pipeline."""
+    return folder.parent / "sdxs"
+
+
 def weights(folder):
     """The sha256 of a model's weights: of the names and sha256 of all safetensors files below its folder."""
     lines = []

@@ -1,7 +1,8 @@
 """A drawing as a condition: a small network reads it and adds what it finds to the U-Net, at every step of any row.
 
 ControlNet, Zhang et al., arXiv 2302.05543. The network lies in the folder `sketch` beside the model that it was trained for,
-as diffusers reads it. It belongs to these weights alone.
+as diffusers reads it, and belongs to these weights alone. A one-step student may have its own, in `sdxs-sketch`; without,
+it follows what the model's own says to the stages that are left of it.
 """
 
 import json
@@ -16,6 +17,11 @@ ABOUT = "sketch.json"  # in the network's folder: whose it is, how it was traine
 def path_of(folder):
     """Where the network for the model in `folder` lies."""
     return folder.parent / "sketch"
+
+
+def students_path(folder):
+    """Where the network for the student of the model in `folder` lies, where it has one."""
+    return folder.parent / f"{fitted.student(folder).name}-sketch"
 
 
 def missing(folder):
@@ -37,15 +43,22 @@ def ready():
     return any(not missing(model.folder) for model in models.MODELS.values() if model.folder.is_dir())
 
 
-def load(pipe):
-    """The ControlNetModel of `pipe`, on its device. Refused when there is none, or when it belongs to something else."""
+def place(folder, student):
+    """Where the network lies that serves the model in `folder`, or its student."""
+    own = student and not fitted.fault(students_path(folder) / ABOUT, fitted.student(folder))
+    return students_path(folder) if own else path_of(folder)
+
+
+def load(pipe, student=False):
+    """The ControlNetModel of `pipe`, or of its student, on its device. Refused when there is none, or when it belongs to something
+    else."""
     folder = fitted.folder(pipe)
     if folder is None:
         raise Refused("A network that reads sketches lies beside a model's files, and this model has none: clear the sketch.")
     if sentence := missing(folder):
         raise Refused(sentence)
     try:
-        return models.load_control(path_of(folder), pipe.unet.dtype)
+        return models.load_control(place(folder, student), pipe.unet.dtype)
     except verified.BadModel as error:
         raise Refused(f"{error} Without it: clear the sketch{make(folder)}.") from error
 
@@ -99,7 +112,7 @@ def attach(pipe, request, owner):
     if request.sketch is None:
         yield
         return
-    control = load(owner)
+    control = load(owner, student=taken(pipe.unet) < taken(owner.unet))
     if pipe.device.type == "meta":
         from .bare import bare_module
 

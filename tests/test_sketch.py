@@ -11,13 +11,15 @@ import pytest
 import torch
 from diffusers import ControlNetModel
 from PIL import Image
+from safetensors.torch import save_file
 from scipy.ndimage import distance_transform_edt
 
-from fastviz import models, sketch, verified
+from fastviz import fitted, models, sketch, verified
 from fastviz.methods import sdxs
 from fastviz.stickers import loop, parts, teacher, world
-from fastviz.stickers.sdxs import chain
-from fastviz.stickers.sketch import evaluate, export, fit, network, outline
+from fastviz.stickers.sdxs import chain, pairs
+from fastviz.stickers.sdxs import network as students
+from fastviz.stickers.sketch import evaluate, export, fit, network, outline, student
 
 SCENES = [world.sample(random.Random(seed), "train", count) for seed, count in ((1, 1), (2, 2), (3, 2), (4, 0))]
 
@@ -112,7 +114,7 @@ def test_an_untrained_network_changes_nothing_and_is_small(tiny_pipe):
     assert all(torch.equal(control.state_dict()[name], given[name]) for name in
                ("conv_in.weight", "time_embedding.linear_1.weight", "down_blocks.1.resnets.0.conv1.weight", "mid_block.resnets.0.conv1.weight"))
     own = parts.unet()
-    assert network.parameters(network.untrained(own)) < 0.25 * network.parameters(own)
+    assert students.parameters(network.untrained(own)) < 0.25 * students.parameters(own)
 
 
 def test_the_network_sees_strokes_as_ones():
@@ -169,6 +171,48 @@ def test_the_report_measures_both_ways_on_the_same_noise(workshop, monkeypatch):
     torch.nn.init.normal_(control.controlnet_mid_block.weight, std=5.0)
     other = fit.report_of(workshop, chain.small_autoencoder().encoder)(control)
     assert other["without"] == told["without"] and other["with"] != told["with"]
+
+
+def test_the_students_own_network_learns_from_drawn_pairs_and_is_exported_beside_it(workshop, tmp_path, monkeypatch, tiny_pipe):
+    small, whole = students.student_of(workshop.unet), network.untrained(workshop.unet)
+    torch.nn.init.normal_(whole.controlnet_cond_embedding.conv_out.weight)
+    torch.nn.init.normal_(whole.controlnet_down_blocks[0].weight)
+    (tmp_path / "sdxs").mkdir()
+    save_file(small.state_dict(), tmp_path / "sdxs/unet.safetensors")
+    weights = {"sketch": whole.state_dict(), "sdxs": small.state_dict()}
+    for module in (fit, student):
+        monkeypatch.setattr(module, "shipped", lambda folder, part="": weights[folder])
+    monkeypatch.setattr(chain, "own_autoencoder", lambda: copy.deepcopy(tiny_pipe.vae))
+    monkeypatch.setattr(student, "HELD_OUT", 2)
+    monkeypatch.setattr(sdxs, "missing", lambda folder: "There is no student.")
+    with pytest.raises(chain.NotYet, match="no student"):
+        student.fit(0.02, 2, 1e-3)
+    monkeypatch.setattr(sdxs, "missing", lambda folder: "")
+    monkeypatch.setattr(student, "home", lambda: tmp_path / "sdxs")
+    with pytest.raises(chain.NotYet, match="pairs --drawn"):
+        student.fit(0.02, 2, 1e-3)
+
+    pairs.make(1, 2, 2, 3.0, most=4, drawn=True)
+    pairs.make(1, 2, 2, 3.0, most=4)
+    followed, plain = (pairs.saved(drawn=drawn)["latents"] for drawn in (True, False))
+    assert len(followed) == len(plain) == 4 and not torch.equal(followed, plain)
+    *_, sketches = made = pairs.Pairs(workshop, drawn=True).sketched(3)
+    row = next(i for i in range(4) if torch.equal(followed[i].float(), made[2][0]))
+    assert torch.equal(sketches[0], network.drawings(chain.scenes([pairs.SEED + row]))[0])
+
+    begun = student.begun(small).state_dict()
+    same = [name for name in begun if name in weights["sketch"] and begun[name].shape == weights["sketch"][name].shape]
+    assert "down_blocks.1.resnets.0.conv1.weight" in same and all(torch.equal(begun[name], weights["sketch"][name]) for name in same)
+    student.fit(0.1, 2, 1e-3)  # long enough for a report
+    saved = loop.checkpoint(student.name())
+    assert saved["step"] > 0 and {"agreement", "gap", "objects"} <= set(saved["log"][-1])
+    assert any(not torch.equal(saved["average"][name], begun[name]) for name in begun if "controlnet_down_blocks" in name)
+    export.export(tmp_path)
+    told = json.loads((tmp_path / "sdxs-sketch" / sketch.ABOUT).read_text())
+    assert told["teacher"] == fitted.weights(tmp_path / "sdxs") and told["gap"] == saved["log"][-1]["gap"]
+    assert verified.check(tmp_path / "sdxs-sketch") == "" and not (tmp_path / "sketch").exists()
+    back = ControlNetModel.from_pretrained(tmp_path / "sdxs-sketch")
+    assert all(torch.equal(value, saved["average"][name].half()) for name, value in back.half().state_dict().items())
 
 
 # Its figures

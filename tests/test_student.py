@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import dataclasses
 import io
 import json
 import shutil
@@ -12,13 +13,16 @@ import torch
 from conftest import at_home, make_student, make_tiny
 from PIL import Image
 
-from fastviz import cost, fitted, models, verified, views
+from fastviz import cost, fitted, given, models, sketch, verified, views
 from fastviz.compare import compare, final
 from fastviz.methods import full, sdxs, steps_of, tome
 from fastviz.models import MODELS
 from fastviz.patch import Refused
 from fastviz.request import BadRequest, Request, methods_text
 from fastviz.run import generate, noise, pictures
+from fastviz.stickers import parts
+from fastviz.stickers.sdxs import network as students
+from fastviz.stickers.sketch import network
 from fastviz.trace import Context, Trace
 from fastviz.ui import figures
 
@@ -198,6 +202,38 @@ def test_the_figures_of_a_row_are_of_what_it_has_from_the_student(tiny_pipe, hom
         mine, expected = (np.asarray(Image.open(io.BytesIO(data))) for data in (
             base64.b64decode(shown[name].partition(",")[2]), views.png(views.decoders(*both, dark))))
         assert np.array_equal(mine, expected)
+
+
+def loud(unet):
+    """A network for sketches whose residuals are large."""
+    torch.manual_seed(len(unet.down_blocks))
+    control = network.untrained(unet).eval()
+    for layer in (*control.controlnet_down_blocks, control.controlnet_mid_block, control.controlnet_cond_embedding.conv_out):
+        torch.nn.init.normal_(layer.weight, std=0.3)
+    return control
+
+
+def test_a_student_follows_sketches_by_its_own_network_where_it_has_one(tiny_pipe, tmp_path):
+    """As it was trained to: the picture is the one that training draws."""
+    drawing = Image.new("L", (given.SIDE,) * 2, 255)
+    drawing.paste(0, (64, 32, 192, 96))
+    asked = dataclasses.replace(REQUEST, sketch=given.sketch(given.png(drawing)))
+    with at_home(tiny_pipe, tmp_path / "model") as folder:
+        unet = models.load_beside(make_student(tiny_pipe, folder)).unet
+        small = loud(unet)
+        for control, place, whose in ((loud(tiny_pipe.unet), sketch.path_of(folder), folder), (small, sketch.students_path(folder), sdxs.path_of(folder))):
+            control.save_pretrained(place)
+            (place / sketch.ABOUT).write_text(json.dumps({"teacher": fitted.weights(whose)}))
+        own, whole = drawn(tiny_pipe, BOTH, asked), drawn(tiny_pipe, full.Knobs(), asked)
+        sheet = torch.from_numpy(np.array(drawing.resize((128, 128), Image.Resampling.NEAREST)))[None]
+        text = tiny_pipe.encode_prompt(asked.prompt, "cpu", 1, False)[0]
+        with torch.no_grad():
+            expected = students.one_step(network.following(unet, small, sheet), noise(tiny_pipe, asked), text, parts.scheduler().alphas_cumprod)
+        assert torch.allclose(own.latents, expected, atol=1e-2 * float(expected.std()))
+        (sketch.students_path(folder) / sketch.ABOUT).write_text(json.dumps({"teacher": "of another student"}))
+        other = drawn(tiny_pipe, BOTH, asked)
+        assert not torch.equal(other.latents, own.latents) and torch.equal(drawn(tiny_pipe, full.Knobs(), asked).latents, whole.latents)
+        assert not torch.equal(other.latents, drawn(tiny_pipe, BOTH).latents)  # by what the model's own says to the stages that are left
 
 
 def test_previews_come_from_the_small_decoder_where_it_belongs_to_these_weights(tiny_pipe, home):

@@ -47,9 +47,7 @@ def kinds(knobs, steps):
 
 # The student's weights
 
-def path_of(folder):
-    """Where the student of the model in `folder` lies: beside it, a folder that diffusers reads as a pipeline."""
-    return folder.parent / "sdxs"
+path_of = fitted.student
 
 
 def missing(folder):

@@ -30,12 +30,13 @@ STAGES = {
     "export-student": "10: write the student to assets/stickers/sdxs, where the app finds it",
     "evaluate-student": "11: figures and pictures of the student beside the teacher, in training/",
     "sketch": "12: train the network that reads sketches",
-    "export-sketch": "13: write it to assets/stickers/sketch, where the app finds it",
+    "student-sketch": "12b: train the student's own, to draw in one step what `pairs --drawn` hold",
+    "export-sketch": "13: write them to assets/stickers/sketch and sdxs-sketch, where the app finds them",
     "evaluate-sketch": "14: figures and pictures of what it does, in training/",
 }
 TRAINING = {"autoencoder": (8, 1.5e-3), "decoder": (8, 1e-3), "reference": (8, 3e-3), "judge": (24, 2e-3),
             "teacher": (24, 2e-3), "text": (64, 1e-3), "distil": (8, 1e-3), "student-decoder": (8, 1e-3), "warmup": (16, 2e-4), "score": (8, 5e-5),
-            "sketch": (16, 2e-3)}  # batch and learning rate for a CPU
+            "sketch": (16, 2e-3), "student-sketch": (16, 5e-4)}  # batch and learning rate for a CPU
 DECAYING = ("decoder", "reference", "teacher", "distil", "student-decoder", "warmup", "score")  # stages that may be trained in several sittings
 
 
@@ -66,6 +67,7 @@ def main():
             stage.add_argument("--count", type=int, default=32_000, help="pairs that are enough")
             stage.add_argument("--steps", type=int, default=20)
             stage.add_argument("--guidance", type=float, default=3.0, help="what the student will do without")
+            stage.add_argument("--drawn", action="store_true", help="along sketches, for student-sketch")
         if name == "rebuild":
             stage.add_argument("parts", nargs="*", help=f"{', '.join(rebuild.STEPS)}; all by default")
         if name == "export-student":

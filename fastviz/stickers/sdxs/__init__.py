@@ -14,7 +14,7 @@ def run(args):
 
     try:
         if args.stage == "pairs":
-            pairs.make(args.minutes, args.batch, args.steps, args.guidance, args.count)
+            pairs.make(args.minutes, args.batch, args.steps, args.guidance, args.count, args.drawn)
         elif args.stage == "score":
             score.fit(args.minutes, args.batch, args.lr, args.decay)
         elif args.stage == "export-student":

@@ -84,9 +84,13 @@ def student(guide, stage):
     return unet
 
 
+def scenes(seeds):
+    """Training scenes, one from each seed: of one object or of two alike often, with captions that tell sides as the teacher's."""
+    return [world.sample(rng, count=rng.choice((1, 2)), aside=teacher.ASIDE) for rng in map(random.Random, seeds)]
+
+
 def captions(seeds):
-    """Captions of training scenes, one from each seed: of one object or of two alike often, and telling sides as the teacher's."""
-    return [world.sample(rng, count=rng.choice((1, 2)), aside=teacher.ASIDE).caption for rng in map(random.Random, seeds)]
+    return [scene.caption for scene in scenes(seeds)]
 
 
 def tokens_of(guide, texts):

@@ -101,6 +101,13 @@ def spread(latents):
     return sum(torch.pdist(each.flatten(1)).mean() for each in latents) / len(latents) / latents[0, 0].numel() ** 0.5
 
 
+@torch.no_grad()
+def painted(vae, latents):
+    """Latents (B, 4, h, w) as pictures (PIL), by the autoencoder `vae`."""
+    pictures = (vae.decode(latents).sample.clamp(-1, 1) * 127.5 + 127.5).round().byte()
+    return [Image.fromarray(each.permute(1, 2, 0).cpu().numpy()) for each in pictures]
+
+
 def recalled(guide, count=24, prompts=8, seeds=4):
     """report(student) for loop.train, of what is drawn in one step for `count` prompts of one object and as many of two that neither
     pairs nor captions hold: recall of both, the backgrounds', and the latents' `spread` over `seeds` of some `prompts`, which falls
@@ -115,13 +122,8 @@ def recalled(guide, count=24, prompts=8, seeds=4):
         text = chain.embedded(guide, chain.tokens_of(guide, [scene.caption for scene in scenes]))
         return torch.cat([network.one_step(student, *each, alphas) for each in zip(noise.split(8), text.split(8))])
 
-    @torch.no_grad()
-    def painted(latents):
-        pictures = (vae.decode(latents).sample.clamp(-1, 1) * 127.5 + 127.5).round().byte()
-        return [Image.fromarray(each.permute(1, 2, 0).cpu().numpy()) for each in pictures]
-
     def report(student):
-        told = [measures.recall(scenes, [picture for latents in drawn(student, scenes).split(8) for picture in painted(latents)])[0]
+        told = [measures.recall(scenes, [picture for latents in drawn(student, scenes).split(8) for picture in painted(vae, latents)])[0]
                 for scenes in asked]
         many = drawn(student, [scene for scene in some for _ in range(seeds)])
         return {"one": told[0]["objects"], "two": told[1]["objects"], "background": (told[0]["background"] + told[1]["background"]) / 2,

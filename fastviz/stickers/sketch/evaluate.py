@@ -10,14 +10,17 @@ from scipy.ndimage import distance_transform_edt
 from skimage.feature import canny
 from skimage.morphology import skeletonize
 
-from ... import judge, models, sketch, views
+from ... import given, judge, models, run, views
+from ...methods import sdxs
+from ...request import Request
 from .. import autoencoder, evaluate, loop, measures, world
 from ..sdxs import chain
 from ..words import OBJECTS
-from . import export, outline
+from . import fit, outline
 
 NEAR = 6  # px: an edge that close to a stroke's middle is the stroke's; the white rim around a sticker is 4 px wide
 SHOWN = 6  # scenes in the picture
+REAL = "the scenes themselves"
 
 
 def agreement(drawing, picture):
@@ -39,10 +42,8 @@ def gap(scene, picture):
 
 
 def pipeline(pipe):
-    """The same model with the network for sketches, as diffusers has it: what was exported, else what is in training."""
-    folder = sketch.path_of(chain.MODEL.folder)
-    control = models.load_control(folder) if not sketch.missing(chain.MODEL.folder) else export.trained(pipe.unet).to(pipe.device)
-    found = StableDiffusionControlNetPipeline(**pipe.components, controlnet=control)
+    """The same model with the committed network for sketches, as diffusers has it."""
+    found = StableDiffusionControlNetPipeline(**pipe.components, controlnet=fit.committed(pipe.unet).to(pipe.device))
     found.set_progress_bar_config(disable=True)
     return found
 
@@ -55,6 +56,13 @@ def drawn(pipe, scenes, steps, guidance, drawings=None):
         found.append(pipe(scene.caption, num_inference_steps=steps, guidance_scale=guidance, height=world.SIZE, width=world.SIZE,
                           latents=evaluate.noise(i), **told).images[0])
     return found
+
+
+def in_one_step(pipe, scenes, drawings):
+    """The same by the model's student, as the page draws it."""
+    asked = [Request(scene.caption, seed=i, methods="full", sketch=given.sketch(given.png(drawing)))
+             for i, (scene, drawing) in enumerate(zip(scenes, drawings))]
+    return [run.generate(pipe, each, (sdxs.Knobs(),), 1).image for each in asked]
 
 
 def told(scenes, drawings, pictures):
@@ -70,12 +78,14 @@ def main(count, steps, guidance):
     scenes = [world.sample(rng, "heldout", rng.choice((1, 1, 2))) for _ in range(count)]
     drawings = [outline.draw(scene) for scene in scenes]
     ways = {"with the sketch": drawn(pipeline(pipe), scenes, steps, guidance, drawings),
-            "without": drawn(pipe, scenes, steps, guidance), "the scenes themselves": [world.render(scene) for scene in scenes]}
+            "without": drawn(pipe, scenes, steps, guidance), REAL: [world.render(scene) for scene in scenes]}
+    if not sdxs.missing(chain.MODEL.folder):
+        ways["in one step, with the sketch"] = in_one_step(pipe, scenes, drawings)
     answer = {"count": count, "steps": steps, "guidance": guidance}
     for name, pictures in ways.items():
         answer[name] = told(scenes, drawings, pictures)
-        print(f"{name:24} {answer[name]}", flush=True)
-    shown = {name: pictures[:SHOWN] for name, pictures in list(ways.items())[:2]}
+        print(f"{name:28} {answer[name]}", flush=True)
+    shown = {name: pictures[:SHOWN] for name, pictures in ways.items() if name != REAL}
     figure = views.followed(drawings[:SHOWN], shown, [scene.caption for scene in scenes[:SHOWN]])
     loop.WORK.mkdir(parents=True, exist_ok=True)
     (loop.WORK / "sketch-samples.png").write_bytes(views.png(figure))

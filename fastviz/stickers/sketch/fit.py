@@ -7,11 +7,12 @@ import random
 
 import torch
 
+from ... import sketch
 from .. import autoencoder, parts, teacher, world
 from ..loop import DEVICE, feed, quick, shipped, start_seed, train
 from ..muon import optimizers
 from ..sdxs import chain
-from . import network, outline
+from . import network
 
 SHARE = 0.4  # of whole scenes among the batches
 HELD_OUT = 16  # scenes that the reports measure on
@@ -40,18 +41,12 @@ class Drawn(teacher.Scenes):
         return latents, (tokens, self.sketches[rows[:, None, None], y[:, :, None], x[:, None, :]])
 
 
-def drawn(scenes):
-    """Sketches of scenes, (B, 256, 256) uint8."""
-    return torch.stack([torch.frombuffer(bytearray(outline.draw(scene).tobytes()), dtype=torch.uint8).view(world.SIZE, -1)
-                        for scene in scenes])
-
-
 def paint(seed, batch=8):
     """Endless batches as teacher.paint's, with the sketches: what Drawn.add takes."""
     rng, tokenizer = random.Random(seed), parts.tokenizer()
     while True:
         scenes = [world.sample(rng) for _ in range(batch)]
-        yield *teacher.painted(scenes, tokenizer), drawn(scenes)
+        yield *teacher.painted(scenes, tokenizer), network.drawings(scenes)
 
 
 def loss_of(guide):
@@ -73,7 +68,7 @@ def report_of(guide, encoder):
     rng = random.Random(20_000_003)
     scenes = [world.sample(rng, "heldout", rng.choice((1, 2))) for _ in range(HELD_OUT)]
     pictures, tokens, _ = teacher.painted(scenes, guide.tokenizer)
-    sketches, a, t = drawn(scenes).to(DEVICE), chain.alphas(), torch.linspace(500, 980, HELD_OUT, device=DEVICE).long()
+    sketches, a, t = network.drawings(scenes).to(DEVICE), chain.alphas(), torch.linspace(500, 980, HELD_OUT, device=DEVICE).long()
     noise = torch.randn(HELD_OUT, 4, 32, 32, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     with torch.no_grad():
         latents, text = encoder(pictures.to(DEVICE) / 127.5 - 1), chain.embedded(guide, tokens)
@@ -97,6 +92,15 @@ def begun(unet):
     if {name: weight.shape for name, weight in kept.items()} == {name: weight.shape for name, weight in control.state_dict().items()}:
         control.load_state_dict(kept)
     return control
+
+
+def committed(unet):
+    """The committed network for the teacher's `unet`, frozen, on the training device. NotYet where none belongs to these weights."""
+    if sketch.missing(chain.MODEL.folder):
+        raise chain.NotYet("No network for sketches lies beside the committed teacher: run `python -m fastviz.stickers sketch`, then `export-sketch` first.")
+    control = network.untrained(unet)
+    control.load_state_dict(shipped("sketch"))
+    return chain.frozen(control)
 
 
 def fit(minutes, size, lr, fresh=2.0, room=6000):

@@ -6,7 +6,13 @@ say, so the prompt is not read here, and the residuals are the same with and wit
 middle block; the one without attention is its smallest.
 """
 
+from types import SimpleNamespace
+
+import torch
 from diffusers import ControlNetModel
+
+from .. import world
+from . import outline
 
 EMBEDDING = (8, 16, 32, 64)  # channels of the convolutions that bring the sketch to the latents' size
 
@@ -39,5 +45,15 @@ def estimate(unet, control, x, t, text, sketches):
     return unet(x, t, text, down_block_additional_residuals=downs, mid_block_additional_residual=middle).sample
 
 
-def parameters(module):
-    return sum(weight.numel() for weight in module.parameters())
+def following(unet, control, sketches):
+    """`unet` as it is called, following the sketches (B, h, w): for B pictures, or for both halves of guidance."""
+    def asked(x, t, text):
+        return SimpleNamespace(sample=estimate(unet, control, x, t, text, sketches.repeat(len(x) // len(sketches), 1, 1)))
+
+    return asked
+
+
+def drawings(scenes):
+    """Sketches of scenes, (B, 256, 256) uint8."""
+    return torch.stack([torch.frombuffer(bytearray(outline.draw(scene).tobytes()), dtype=torch.uint8).view(world.SIZE, -1)
+                        for scene in scenes])
