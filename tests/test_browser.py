@@ -367,8 +367,12 @@ def test_a_bad_prompt_shows_its_sentence_and_loses_nothing(visit):
     tab.number("seed", 1)
     tab.page.get_by_role("button", name="More rows and picture size").click()
     more = tab.page.locator("#ask-more").locator("input, textarea")
-    more.fill("nonsense")
-    more.press("Tab")  # as whoever goes on to the button: the page has heard of it then
+    for _ in range(20):  # Gradio empties what was typed within milliseconds of opening, which a hand cannot do
+        more.fill("nonsense")
+        more.press("Tab")  # as whoever goes on to the button: the page has heard of it then
+        tab.page.wait_for_timeout(300)
+        if more.input_value():
+            break
     assert more.input_value() == "nonsense"
     tab.page.get_by_role("button", name="More rows and picture size").click()
     tab.page.locator("#run").click()
