@@ -126,9 +126,11 @@ def inside(unet, x, t, text):
 # The decoder
 
 def small_vae(teacher):
-    """An AutoencoderTiny whose encoder is `teacher`'s own (an AutoencoderTiny) and whose decoder is half as wide and untrained."""
-    kept = ("encoder_block_out_channels", "num_encoder_blocks", "num_decoder_blocks", "latent_channels", "scaling_factor")
-    vae = AutoencoderTiny(**{key: teacher.config[key] for key in kept},
+    """An AutoencoderTiny whose encoder is `teacher`'s own (an AutoencoderTiny) and whose decoder is untrained: half as wide, with one
+    block fewer on the latents' grid."""
+    kept = ("encoder_block_out_channels", "num_encoder_blocks", "latent_channels", "scaling_factor")
+    coarsest, *finer = teacher.config.num_decoder_blocks
+    vae = AutoencoderTiny(**{key: teacher.config[key] for key in kept}, num_decoder_blocks=[coarsest - 1, *finer],
                           decoder_block_out_channels=[width // 2 for width in teacher.config.decoder_block_out_channels])
     vae.encoder.load_state_dict(teacher.encoder.state_dict())
     return vae
