@@ -519,6 +519,65 @@ def test_a_stage_begins_again_when_the_one_before_was_trained_further(workshop, 
     assert "begins again" in capsys.readouterr().out and (workshop / f"{chain.name('warmup')}.before").exists()
 
 
+@pytest.fixture
+def elsewhere(workshop, guide, tiny_pipe, monkeypatch):
+    """elsewhere(stage): the student as exported after it by another machine, and nothing in training/ but pairs."""
+    for module in (loop, export):
+        monkeypatch.setattr(module, "SHIPPED", workshop)
+    monkeypatch.setattr(chain, "MODEL", SimpleNamespace(folder=workshop / "model", guidance=3.0))
+    (workshop / "hashes.json").write_text("{}")
+
+    def export_of(stage):
+        torch.manual_seed(0)
+        student = network.student_of(guide.unet).state_dict()
+        leave("decoder", network.small_vae(tiny_pipe.vae).decoder.state_dict())
+        leave("distil", student)
+        leave("warmup", student, parent=3)
+        leave("score", {f"student.{name}": weight for name, weight in student.items()}, parent=3)
+        pairs.save(torch.zeros(4, 4, 16, 16).half(), 2, 3.0)
+        export.export(workshop, stage)
+        for path in workshop.glob("student-[dsw]*.pt"):
+            path.unlink()
+        return json.loads((workshop / "sdxs" / export.ABOUT).read_text())
+
+    return export_of
+
+
+def test_any_machine_goes_on_from_the_committed_student(elsewhere, workshop, guide):
+    before = elsewhere("warmup")
+    assert chain.checkpoint("distil") is None is chain.checkpoint("score") and chain.parent("warmup") == 3 == chain.parent("score")
+    assert export.about("warmup") == before
+    weight = UNet2DConditionModel.from_pretrained(workshop / "sdxs/unet").conv_in.weight
+    assert torch.equal(chain.student(guide, "warmup").conv_in.weight, weight.float())
+    warmup.fit(0.02, 2, 1e-5)
+    decoder.fit(0.02, 2, 1e-5)
+    for stage in ("warmup", "decoder"):
+        saved, told = chain.checkpoint(stage), export.about("warmup")
+        assert saved["step"] > 3 and saved["hours"] >= 0.1 and len(saved["sittings"]) == 2 and "test" in told["stages"][stage]["device"]
+    assert chain.parent("warmup") == 3 and told["stages"]["distil"] == before["stages"]["distil"]
+    assert torch.allclose(chain.student(guide, "warmup").conv_in.weight, weight.float(), atol=0.01)
+    assert chain.parent("score") == chain.checkpoint("warmup")["step"]
+
+
+def test_a_committed_student_of_the_full_recipe_is_at_the_end_of_its_mixture(elsewhere, workshop, guide, monkeypatch):
+    elsewhere("score")
+    assert chain.checkpoint("warmup") is None and chain.parent("score") == 3
+    monkeypatch.setattr(score, "HEAD", 2)
+    score.fit(0.02, 2, 1e-5)
+    saved = loop.checkpoint(chain.name("score"))
+    assert saved["model"]["share"] == 1 and saved["step"] > 3 and [each.get("head") for each in saved["sittings"]] == [None, 2, None]
+    assert chain.checkpoint("score")["step"] == saved["step"] and chain.parent("score") == 3
+
+
+def test_what_is_trained_here_is_not_mixed_with_what_is_committed(elsewhere, guide):
+    elsewhere("warmup")
+    leave("distil", network.student_of(guide.unet).state_dict())
+    assert chain.checkpoint("warmup") is None and chain.parent("warmup") == 3
+    other = dict(chain.committed(), teacher="other")
+    (chain.path_of(chain.MODEL.folder) / export.ABOUT).write_text(json.dumps(other))
+    assert chain.committed() == {} and chain.checkpoint("decoder") is None
+
+
 def test_an_interrupted_mixture_goes_on_from_the_share_that_it_reached(workshop, guide, monkeypatch):
     weights = network.student_of(guide.unet).state_dict()
     leave("warmup", weights)
@@ -568,6 +627,10 @@ def test_an_evaluation_tells_every_way_and_draws_nothing_twice(workshop, guide, 
         assert (workshop / f"student-{name}.png").stat().st_size > 5000
     drawn = {path: path.stat().st_mtime_ns for path in workshop.rglob("student-drawn-*/*/*.png")}
     assert len(drawn) == 5 * (2 + 2 * 2)
+    (workshop / f"{chain.name('warmup')}.pt").unlink()  # as on another machine
+    evaluate.main(1, 1)
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert list(again) == list(rows) and again["Student, warm-up only"] == rows["Student, warm-up only"]
     row, first = ("teacher-2", tiny_pipe, 2, 3.0), evaluate.FIRST[1]
     text = evaluate.evaluate.prompts(2, objects=1)[0].caption
     gone = evaluate.path_of(row, text, first)

@@ -1,15 +1,18 @@
 """What the stages share: the committed teacher, the student as the stage before left it, and prompts of training scenes.
 
-Checkpoints carry the first digits of the teacher's sha256 in their names: what belongs to other weights is not found.
+Checkpoints carry the first digits of the teacher's sha256 in their names: what belongs to other weights is not found. On a
+machine without any, the committed student is gone on from.
 """
 
+import json
 import random
 
 import torch
 
 from ... import fitted, models
+from ...methods.sdxs import ABOUT, path_of
 from .. import autoencoder, loop, parts, teacher, world
-from ..loop import DEVICE, checkpoint, exact, quick, shipped
+from ..loop import DEVICE, exact, quick, shipped
 from . import UNETS, network
 
 MODEL = models.MODELS["stickers"]
@@ -27,6 +30,32 @@ def digest():
 def name(stage):
     """What a stage's checkpoint is called."""
     return f"student-{stage}-{digest()[:8]}"
+
+
+def committed():
+    """What student.json tells of the committed student, {} when there is none of the committed teacher's."""
+    file = path_of(MODEL.folder) / ABOUT
+    told = json.loads(file.read_text()) if file.is_file() else {}
+    return told if told.get("teacher") == digest() else {}
+
+
+def checkpoint(stage):
+    """What `loop.checkpoint` gives of a stage, None when there is nothing. On a machine where no stage of the U-Net has run, that of
+    the committed student's last one is made of what is committed, without optimizers; so is the decoder's where it has not run."""
+    if saved := loop.checkpoint(name(stage)):
+        return saved
+    told = committed()
+    if stage != "decoder" and (stage != told.get("stage") or any((loop.WORK / f"{name(each)}.pt").exists() for each in UNETS)):
+        return None
+    if stage not in told.get("stages", {}):
+        return None
+    if stage == "decoder":
+        weights = {key.removeprefix("decoder."): value for key, value in shipped("sdxs", "vae").items() if key.startswith("decoder.")}
+    else:
+        weights = {"student." * (stage == "score") + key: value for key, value in shipped("sdxs", "unet").items()}
+    row = told["stages"][stage]
+    return {"model": weights, "average": weights, "step": row["step"], "hours": row["hours"], "sittings": row["sittings"],
+            "log": [{"device": device} for device in row["device"]]}
 
 
 def frozen(module):
@@ -62,19 +91,22 @@ def shapes(weights):
 
 
 def parent(stage):
-    """The step of the stage before, where `stage` begins; None before that has run. A checkpoint of `stage` that began at another
-    step of it is put aside as <name>.before, and told of: `stage` then begins again."""
-    before, own = checkpoint(name(UNETS[UNETS.index(stage) - 1])), checkpoint(name(stage))
-    if before and own and own.get("sittings", [{}])[-1].get("parent") != before["step"]:
+    """The step of the stage before, where `stage` begins: where it began, once that one's checkpoint is gone; None before either has
+    run. A checkpoint of `stage` that began at another step is put aside as <name>.before, and told of: `stage` then begins again."""
+    before, own = checkpoint(UNETS[UNETS.index(stage) - 1]), checkpoint(stage)
+    begun = own and own["sittings"][-1].get("parent")
+    if not before:
+        return begun
+    if own and begun != before["step"]:
         path = loop.WORK / f"{name(stage)}.pt"
         path.replace(path.with_suffix(".before"))
         print(f"{path.stem}: begins again, because the stage before is now at step {before['step']}; {path.stem}.before keeps what was there.")
-    return before and before["step"]
+    return before["step"]
 
 
 def student(guide, stage):
     """The student's U-Net as `stage` left it: its moving average, on the CPU. NotYet when that stage has not run."""
-    if (saved := checkpoint(name(stage))) is None:
+    if (saved := checkpoint(stage)) is None:
         raise NotYet(f"There is no checkpoint of this stage for the committed teacher: run `python -m fastviz.stickers {stage}` first.")
     unet = network.small_unet(guide.unet)
     weights = saved["average"]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import autoencoder
-from ..loop import DEVICE, checkpoint, feed, start_seed, train
+from ..loop import DEVICE, feed, start_seed, train
 from ..muon import optimizers
 from . import chain, network
 
@@ -25,7 +25,8 @@ def distance(out, target):
 
 def fit(minutes, batch, lr, decay=0.25):
     """Trains the decoder on latents of crops of scenes, or goes on from the checkpoint. decay: see loop.train."""
-    seed = start_seed(chain.name("decoder"), 14)
+    start = chain.checkpoint("decoder")
+    seed = start_seed(chain.name("decoder"), 14, start)
     vae, guide = (each.to(memory_format=torch.channels_last) for each in (chain.small_autoencoder(), chain.own_autoencoder()))
     small = network.small_vae(vae).to(DEVICE, memory_format=torch.channels_last)
 
@@ -42,12 +43,12 @@ def fit(minutes, batch, lr, decay=0.25):
                 for name, decode in (("heldout_psnr", decoder), ("teacher", lambda latents: guide.decode(latents).sample))}
 
     return train(chain.name("decoder"), small.decoder, feed(partial(autoencoder.crops, batch=batch), seed), loss, minutes, lr,
-                 optimizers=optimizers(small.decoder, lr), decay=decay, report=report, report_every=60, recipe={"batch": batch})
+                 optimizers=optimizers(small.decoder, lr), decay=decay, report=report, report_every=60, start=start, recipe={"batch": batch})
 
 
 def trained():
     """The student's autoencoder: the teacher's encoder and the small decoder, on the CPU. NotYet before its stage has run."""
-    if (saved := checkpoint(chain.name("decoder"))) is None:
+    if (saved := chain.checkpoint("decoder")) is None:
         raise chain.NotYet("There is no small decoder for the committed model: run `python -m fastviz.stickers student-decoder` first.")
     vae = network.small_vae(chain.small_autoencoder().cpu())
     vae.decoder.load_state_dict(saved["average"])

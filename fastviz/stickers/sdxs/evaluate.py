@@ -15,10 +15,10 @@ from PIL import Image
 from ... import cost, metrics, run, stages, views
 from ...compare import environment
 from ...methods import full
-from ...methods.sdxs import ABOUT, path_of as beside
+from ...methods.sdxs import path_of as beside
 from ...request import Request
 from .. import autoencoder, evaluate, loop, measures
-from ..loop import DEVICE, checkpoint
+from ..loop import DEVICE
 from . import chain, decoder, export, network
 
 RESULT = loop.SHIPPED.parent / "bench/student.json"
@@ -27,6 +27,7 @@ SEEDS = 4  # pictures of one prompt, for diversity
 SPREAD = 24  # prompts for diversity
 SHOWN = 4  # prompts in the picture of rows
 SHIPPED = "-shipped"  # ends the folder of the row whose weights are the exported ones
+NAMES = {"distil": "Student, distilled only", "warmup": "Student, warm-up only", "score": "Student, full recipe"}
 FIRST = {1: 0, 2: 100_000, None: 500_000}  # seeds of the pictures of one object, of two, and for diversity begin here
 BARS = {"recall lost": 0.05, "speed": 25, "diversity kept": 0.7, "parameters kept": 0.4}  # the first and the last at most
 
@@ -36,23 +37,34 @@ def rows(guide):
     was exported with its weights as they are shipped, in half precision."""
     small, guidance = decoder.trained(), chain.MODEL.guidance
     whole = ready(evaluate.pipeline(guide, chain.own_autoencoder()))
-    found = {f"Teacher, {steps} steps" if steps > 1 else "Teacher, 1 step": (f"teacher-{steps}", whole, steps, guidance)
-             for steps in (FULL, FEW, 1)}
-    names = {"distil": "Student, distilled only", "warmup": "Student, warm-up only", "score": "Student, full recipe"}
-    for stage, name in names.items():
-        if saved := checkpoint(chain.name(stage)):
+    found = {teachers(steps): (f"teacher-{steps}", whole, steps, guidance) for steps in (FULL, FEW, 1)}
+    for stage, name in NAMES.items():
+        if saved := chain.checkpoint(stage):
             folder, there = beside(chain.MODEL.folder), shipped(stage)
             pipe = StableDiffusionPipeline.from_pretrained(folder) if there else export.pipeline(guide, chain.student(guide, stage), small)
             pipe.set_progress_bar_config(disable=True)
-            steps = f"{saved['step']}-{checkpoint(chain.name('decoder'))['step']}"
+            steps = f"{saved['step']}-{chain.checkpoint('decoder')['step']}"
             found[name] = f"{stage}-{steps}{SHIPPED if there else ''}", ready(pipe), 1, 1.0
     return found
 
 
+def teachers(steps):
+    return f"Teacher, {steps} step{'s' * (steps > 1)}"
+
+
+def order():
+    return [*map(teachers, (FULL, FEW, 1)), *NAMES.values()]
+
+
+def measured(weights, prompts):
+    """Rows that were kept of the same weights and prompts: of stages whose checkpoints lay on another machine."""
+    kept = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    return kept["rows"] if (kept.get("weights"), kept.get("prompts")) == (weights, prompts) else {}
+
+
 def shipped(stage):
     """Whether the student beside the model was exported of this stage, of the checkpoints that are here."""
-    file = beside(chain.MODEL.folder) / ABOUT
-    told, own = json.loads(file.read_text()) if file.is_file() else {}, export.about(stage)
+    told, own = chain.committed(), export.about(stage)
     return all(told.get(key) == own[key] for key in ("teacher", "stage", "stages"))
 
 
@@ -134,17 +146,19 @@ def accepted(teacher, student, ratio):
 
 def main(count, repeats):
     """Prints a table of `count` held-out prompts with one object and as many with two, what the student (the exported one, else
-    the last) has to reach, and one JSON line last, which is kept as assets/bench/student.json; figures go to training/. NotYet
-    before the small decoder was trained."""
+    the last) has to reach, and one JSON line last, which is kept as assets/bench/student.json, as are rows of it whose weights are
+    not here; figures go to training/. NotYet before the small decoder was trained."""
     guide = chain.committed_teacher()
     ways = rows(guide)
     scenes = {number: evaluate.prompts(count, objects=number) for number in (1, 2)}
     first, *_, last = ways
     last = next((name for name, row in ways.items() if row[0].endswith(SHIPPED)), last)
     answer = {"bench": "student", "environment": environment(), "weights": chain.digest(), "prompts": 2 * count, "rows": {}}
-    for name, row in ways.items():
-        answer["rows"][name] = told(row, ways[first], scenes)
-        print(f"{name:<26} {answer['rows'][name]}", flush=True)
+    gone = measured(answer["weights"], answer["prompts"])
+    for name in order():
+        if name in ways or name in gone:
+            answer["rows"][name] = told(ways[name], ways[first], scenes) if name in ways else gone[name]
+            print(f"{name:<26} {answer['rows'][name]}", flush=True)
     if ways[last][2:] == (1, 1.0):  # a student: by turns with the teacher it replaces
         teacher, student = times(ways[first], ways[last], repeats)
         answer["seconds"] = {"teacher": round(teacher, 4), "student": round(student, 4), "ratio": round(teacher / student, 1)}

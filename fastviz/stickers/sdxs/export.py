@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 from ... import verified
 from ...methods.sdxs import ABOUT, path_of
 from ..export import save
-from ..loop import SHIPPED, checkpoint
+from ..loop import SHIPPED
 from ..parts import scheduler
 from . import UNETS, chain, decoder, network, pairs
 
@@ -24,23 +24,23 @@ def pipeline(guide, unet, vae):
 
 def about(stage):
     """What student.json tells: sha256 of the teacher's weights, the stage, and of it and all before it steps, hours, devices and the
-    recipe of each sitting (minutes, steps, batch, learning rate, ...)."""
-    trained = {each: checkpoint(chain.name(each)) for each in ("decoder", *UNETS[:UNETS.index(stage) + 1])}
-    stages = {each: {"step": saved["step"], "hours": round(saved["hours"], 2), "device": sorted({row["device"] for row in saved["log"]}),
+    recipe of each sitting (minutes, steps, batch, learning rate, ...). What has not run on this machine stays as it was told before."""
+    order = "decoder", *UNETS[:UNETS.index(stage) + 1]
+    before, trained = chain.committed(), {each: chain.checkpoint(each) for each in order}
+    stages = {each: row for each, row in before.get("stages", {}).items() if each in order} | {each: {"step": saved["step"], "hours": round(saved["hours"], 2), "device": sorted({row["device"] for row in saved["log"]}),
                      "sittings": saved.get("sittings", [])}
               for each, saved in trained.items() if saved}
-    told = pairs.saved() or {"latents": (), "steps": None, "guidance": None}
-    return {"teacher": chain.digest(), "stage": stage, "stages": stages,
-            "pairs": {"count": len(told["latents"]), "steps": told["steps"], "guidance": told["guidance"]}}
+    drawn = pairs.saved()
+    told = {"count": len(drawn["latents"]), "steps": drawn["steps"], "guidance": drawn["guidance"]} if drawn else before.get("pairs")
+    return {"teacher": chain.digest(), "stage": stage, "stages": {each: stages[each] for each in order if each in stages}, "pairs": told}
 
 
 def export(folder=SHIPPED, stage=None):
     """Writes folder/sdxs from a stage of UNETS, by default the last one after distil that has run, and its lines of
     folder/hashes.json. Returns that stage. NotYet when it has not run."""
-    stage = stage or next((each for each in reversed(UNETS[1:]) if checkpoint(chain.name(each))), UNETS[1])
+    stage = stage or next((each for each in reversed(UNETS[1:]) if chain.checkpoint(each)), UNETS[1])
     guide, target = chain.committed_teacher(), path_of(folder / "model")
-    pipe = pipeline(guide, chain.student(guide, stage), decoder.trained()).to("cpu")
-    told = about(stage)
+    pipe, told = pipeline(guide, chain.student(guide, stage), decoder.trained()).to("cpu"), about(stage)
     shutil.rmtree(target, ignore_errors=True)
     save(pipe, target)
     (target / ABOUT).write_text(json.dumps(told, indent=1) + "\n")

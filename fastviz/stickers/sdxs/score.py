@@ -143,19 +143,23 @@ def head(pair, optimizer, guide, drawn, alphas, minutes):
 def fit(minutes, size, lr, decay=0.25):
     """Goes on from the checkpoint or, without one of the warmed-up student as it is now, from that; the online network begins as
     the teacher and follows the student for a while before that moves. The mixture of the losses goes what is left of its way
-    within `minutes`: an interrupted sitting is gone on with by telling the minutes that are left. decay: see loop.train."""
-    parent, name = chain.parent("score"), chain.name("score")
-    start_seed(name, 13)
+    within `minutes`: an interrupted sitting is gone on with by telling the minutes that are left; a committed student has gone it.
+    decay: see loop.train."""
+    parent, name, start = chain.parent("score"), chain.name("score"), chain.checkpoint("score")
+    start_seed(name, 13, start)
     guide, alphas = chain.committed_teacher(minutes), chain.alphas()
-    pair = Pair(quick(chain.student(guide, "warmup"), minutes), quick(copy.deepcopy(guide.unet).requires_grad_(True), minutes)).to(DEVICE)
+    pair = Pair(quick(chain.student(guide, "score" if start else "warmup"), minutes), quick(copy.deepcopy(guide.unet).requires_grad_(True), minutes)).to(DEVICE)
     optimizers = [torch.optim.AdamW(part.parameters(), lr=rate, betas=(0.0, 0.99), weight_decay=1e-3)
                   for part, rate in ((pair.student, lr), (pair.online, PACE * lr))]
     pairs, tokens, report = Pairs(guide), partial(chain.tokens_of, guide), warmup.recalled(guide)
     drawn, recipe = batches(pairs, size, tokens), {"batch": size, "parent": parent, "online": ONLINE}
     if (saved := checkpoint(name)) is None:
+        begun = start or {"step": 0, "hours": 0.0, "log": [], "sittings": []}
+        pair.share.fill_(1 if start else 0)
         count, spent = head(pair, optimizers[1], guide, drawn, alphas, MOST * minutes)
-        saved = dict(model=pair.state_dict(), average=pair.state_dict(), step=0, hours=spent / 60, log=[],
-                     sittings=[{"minutes": round(spent, 2), "steps": 0, "head": count, **recipe}], optimizers=[o.state_dict() for o in optimizers])
+        sitting = {"minutes": round(spent, 2), "steps": 0, "head": count, **recipe}
+        saved = dict(model=pair.state_dict(), average=pair.state_dict(), step=begun["step"], hours=begun["hours"] + spent / 60, log=begun["log"],
+                     sittings=[*begun["sittings"], sitting], optimizers=[o.state_dict() for o in optimizers])
         write(name, saved)
         minutes -= min(spent, MOST * minutes)
     begun = float(saved["model"]["share"])

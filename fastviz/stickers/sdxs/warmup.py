@@ -12,6 +12,7 @@ from PIL import Image
 
 from .. import evaluate, measures
 from ..loop import DEVICE, compiled, quick, start_seed, train
+from ..muon import optimizers
 from . import chain, network
 from .pairs import Pairs
 
@@ -134,10 +135,10 @@ def recalled(guide, count=24, prompts=8, seeds=4):
 
 def fit(minutes, size, lr, decay=0.25):
     """Goes on from the checkpoint or, without one of the distilled student as it is now, from that. decay: see loop.train."""
-    parent = chain.parent("warmup")
-    start_seed(chain.name("warmup"), 12)
+    parent, start = chain.parent("warmup"), chain.checkpoint("warmup")
+    start_seed(chain.name("warmup"), 12, start)
     guide = chain.committed_teacher(minutes)
-    student = quick(chain.student(guide, "distil"), minutes)
+    student = quick(chain.student(guide, "warmup" if start else "distil"), minutes)
     loss = loss_of(guide, chain.alphas(), compiled(network.downwards, minutes))
-    return train(chain.name("warmup"), student, batches(Pairs(guide), size), loss, minutes, lr, decay=decay,
-                 report=recalled(guide), report_every=300, recipe={"batch": size, "parent": parent})
+    return train(chain.name("warmup"), student, batches(Pairs(guide), size), loss, minutes, lr, optimizers=optimizers(student, lr), decay=decay,
+                 report=recalled(guide), report_every=300, start=start, recipe={"batch": size, "parent": parent})
