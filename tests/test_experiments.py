@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from fastviz.stickers import experiments, heeded, loop, parts, teacher
+from fastviz.stickers import card, experiments, heeded, loop, parts, teacher
 
 
 @pytest.mark.parametrize("name", experiments.VARIANTS)
@@ -29,13 +29,16 @@ def test_the_command_keeps_what_it_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiments, "FILE", tmp_path / "experiments.json")
     for module, name, value in ((experiments, "SIZE", 3), (experiments, "SCENES", 2), (experiments, "HEEDED", 2), (heeded, "MEAN", 2), (loop, "RECENT", 0)):
         monkeypatch.setattr(module, name, value)
-    names = [experiments.AS_IT_IS, "windows for half of the time, then scenes"]
+    monkeypatch.setattr(card, "write", lambda: written.append(json.loads(experiments.FILE.read_text())))
+    written, names = [], [experiments.AS_IT_IS, "windows for half of the time, then scenes"]
     experiments.main(0.02, names)
     rows = json.loads(experiments.FILE.read_text())["rows"]
     assert [row["name"] for row in rows] == names and all(row["steps"] > 0 for row in rows)
     assert all(0 < loss < 20 for row in rows for loss in row["losses"].values())
     table = capsys.readouterr().out.splitlines()[-4:]
     assert table[0].startswith("| | steps |") and names[1] in table[-1] and " % |" in table[-1]
+    told, = written
+    assert card.tried(None) == "" and f"--minutes 0.02 --threads {told['threads']}`" in card.tried(told) and "\n".join(table) in card.tried(told)
     experiments.main(0.02, names)
     assert json.loads(experiments.FILE.read_text())["rows"] == rows
     with pytest.raises(SystemExit, match="There is no experiment 'luck'"):

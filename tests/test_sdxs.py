@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from skimage.metrics import structural_similarity
 
-from fastviz import verified
-from fastviz.stickers import autoencoder, loop, parts
+from fastviz import fitted, verified
+from fastviz.models import MODELS
+from fastviz.stickers import autoencoder, card, loop, parts
 from fastviz.stickers.sdxs import UNETS, chain, decoder, distil, evaluate, export, network, pairs, score, warmup
 from fastviz.stickers.words import ASIDE, OBJECTS
 
@@ -616,13 +618,21 @@ def test_an_evaluation_tells_every_way_and_draws_nothing_twice(workshop, guide, 
     leave("decoder", network.small_vae(tiny_pipe.vae).decoder.state_dict())
     leave("warmup", student)
     leave("score", {f"student.{name}": weight for name, weight in student.items()})
-    for name, value in (("FULL", 3), ("FEW", 2), ("SEEDS", 2), ("SPREAD", 2), ("SHOWN", 2), ("RESULT", workshop / "bench/student.json")):
+    for name, value in (("FULL", 3), ("FEW", 2), ("SEEDS", 2), ("SPREAD", 2), ("SHOWN", 2)):
         monkeypatch.setattr(evaluate, name, value)
+    monkeypatch.setattr(card, "STUDENTS", workshop / "bench/student.json")
+    monkeypatch.setattr(card, "write", lambda: written.append(card.found(card.STUDENTS)))
+    monkeypatch.setattr(loop, "SHIPPED", workshop)
+    written = []
     evaluate.main(1, 1)
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     rows = told["rows"]
     assert list(rows) == ["Teacher, 3 steps", "Teacher, 2 steps", "Teacher, 1 step", "Student, warm-up only", "Student, full recipe"]
-    assert told == json.loads((workshop / "bench/student.json").read_text()) and told["weights"] == chain.digest()
+    assert [told] == written and told["weights"] == chain.digest() and Image.open(workshop / "student.webp").width > 500
+    assert card.student(told) == "" == card.student(None)  # of other weights than the committed
+    section = card.student(told | {"weights": fitted.weights(MODELS["stickers"].folder)})
+    assert "evaluate-student --count 1`" in section and all(f"| {name} | " in section for name in told["rows"]) and "none is shipped" in section
+    assert f"parameters kept {told['accepted']['parameters kept'][0]:g}, bar 0.4: " in section
     teacher, *_, student = rows.values()
     assert teacher["lpips, one"] == 0 < student["lpips, two"]
     assert student["parameters"]["unet"] < teacher["parameters"]["unet"] and student["parameters"]["decoder"] > 0

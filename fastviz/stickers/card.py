@@ -6,7 +6,9 @@ from .. import fitted
 from ..models import MODELS
 from .loop import SHIPPED
 from .words import BACKGROUNDS, OBJECTS, RELATIONS
-STEPS, GUIDANCE = (10, 20, 30, 50, 100), (1.0, 3.0, 5.0, 7.5)  # of that table
+
+STUDENTS = SHIPPED.parent / "bench/student.json"  # what evaluate-student measured
+STEPS, GUIDANCE = (10, 20, 30, 50, 100), (1.0, 3.0, 5.0, 7.5)  # of the table of behaviour
 
 TEXT = """---
 license: apache-2.0
@@ -69,7 +71,7 @@ Autoencoder on held-out scenes: {psnr} dB PSNR{small}. The judge itself, on 1000
 {judge[object]:.1%}, both of two {judge[pair]:.1%}, background {judge[background]:.1%}, relation {judge[relation]:.1%}, an
 object seen where there is none {judge[false]:.1%}.
 
-{behaviour}## Limits
+{behaviour}{student}{tried}## Limits
 
 {limits}
 
@@ -92,8 +94,43 @@ All objects found, of {prompts} held-out prompts with one object / {prompts} wit
 """
 
 
+STUDENT = """## One-step student
+
+`sdxs/` draws in one step and without guidance, with {kept:.0%} of the U-Net's parameters, trained after SDXS (arXiv 2403.16627) by the stages
+from `distil` to `score`. {prompts} held-out prompts, half with one object and half with two, equal noise in every row, diversity
+over {seeds} pictures of each of {spread}, printed by `python -m fastviz.stickers evaluate-student --count {half}`:
+
+| | steps | GFLOP | object found, one asked | both found, two asked | background | LPIPS to the first row | diversity |
+|---|---|---|---|---|---|---|---|
+{rows}
+
+{shipped} From the prompt to the picture it takes {seconds[student]:.3f} s where the teacher's {steps} steps take {seconds[teacher]:.2f} s, {seconds[ratio]:g} times as
+long ({device}, by turns). Asked of it: {bars}.
+
+![What each draws of the same prompts and noise](student.webp)
+
+"""
+
+TRIED = """## What else was tried
+
+A U-Net and text encoder from random weights, {minutes:g} minutes of training for each row ({device}, threads: {threads}), one thing changed at a
+time (`python -m fastviz.stickers experiments --minutes {minutes:g} --threads {threads}`). Loss is the mean square error of the noise estimate on {scenes} held-out
+scenes, in % of the first row's: lower is better. The last column tells how much worse that gets when the caption names another
+object, 1 being all there is. The second row is the first with another seed: what differs by as much is chance. So short a training
+tells what learns fast, not what ends best.
+
+{table}
+
+"""
+
+
 def read(name):
     return json.loads((SHIPPED / name).read_text())
+
+
+def found(path):
+    """What a JSON file holds, None where there is none."""
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def limits(told):
@@ -119,13 +156,42 @@ def behaviour(told):
     return BEHAVIOUR.format(head=" | ".join(f"{s} steps" for s in steps), rule="---|" * len(steps), rows="\n".join(lines), **told)
 
 
+def student(told):
+    """The table and the picture of the one-step student; "" where it was not evaluated with these weights and a student."""
+    if not told or "seconds" not in told or told["weights"] != fitted.weights(MODELS["stickers"].folder):
+        return ""
+    (_, first), *_ = told["rows"].items()
+    lines = [f"| {name} | {row['steps']} | {row['gflop']:g} | {row['one']:.1%} | {row['two']:.1%} | {(row['background, one'] + row['background, two']) / 2:.1%} "
+             f"| {(row['lpips, one'] + row['lpips, two']) / 2:.2f} | {row['diversity']:.2f} |" for name, row in told["rows"].items()]
+    shipped = [name for name, row in told["rows"].items() if row["shipped"]]
+    bars = [f"{name} {value:g}, bar {bar:g}: {'' if good else 'not '}reached" for name, (value, bar, good) in told["accepted"].items()]
+    return STUDENT.format(kept=told["accepted"]["parameters kept"][0], prompts=told["prompts"], half=told["prompts"] // 2, rows="\n".join(lines),
+                          seeds=told["seeds"], spread=told["spread"], steps=first["steps"], seconds=told["seconds"], device=told["environment"]["device"],
+                          shipped=f'Shipped is "{shipped[0]}".' if shipped else "Of these, none is shipped.", bars="; ".join(bars))
+
+
+def table(rows):
+    """Rows of experiments.json as Markdown: every loss as a change in % of the first row's."""
+    base = rows[0]["losses"]
+    lines = [f"| | steps | {' | '.join(f'loss, t = {t}' for t in base)} | heeds the object |", "|---" * (len(base) + 3) + "|"]
+    for row in rows:
+        told = [f"{row['losses'][t]:.4f}" if row is rows[0] else f"{100 * (row['losses'][t] / base[t] - 1):+.1f} %" for t in base]
+        lines.append(f"| {row['name']} | {row['steps']} | {' | '.join(told)} | {row['heeded']:.2f} |")
+    return "\n".join(lines)
+
+
+def tried(told):
+    """The table of experiments; "" before any."""
+    return TRIED.format(**told, table=table(told["rows"])) if told else ""
+
+
 def write(size=256):
     """Writes the card."""
     told, training, judge = read("evaluation.json"), read("training.json"), read("judge/config.json")
-    other = read("behaviour.json") if (SHIPPED / "behaviour.json").exists() else None
     hours = "; ".join(f"{name}: {stage['hours']:.1f} h on {stage['device']}" for name, stage in training["stages"].items())
     values = dict(
-        size=size, precision=told.get("precision", "float32"), millions=told["parameters"] / 1e6, behaviour=behaviour(other), backgrounds=len(BACKGROUNDS), objects=len(OBJECTS), names=", ".join(OBJECTS),
+        size=size, precision=told.get("precision", "float32"), millions=told["parameters"] / 1e6, behaviour=behaviour(found(SHIPPED / "behaviour.json")),
+        student=student(found(STUDENTS)), tried=tried(found(SHIPPED / "experiments.json")), backgrounds=len(BACKGROUNDS), objects=len(OBJECTS), names=", ".join(OBJECTS),
         places=", ".join(BACKGROUNDS), relations=", ".join(RELATIONS), steps=training["step"], sampling=told["steps"],
         hours=hours, one=told["objects: 1"], two=told["objects: 2"], double=2 * told["prompts"],
         judge=judge["heldout"]["clean"], limits=limits(told), psnr=told["psnr"]["model"],

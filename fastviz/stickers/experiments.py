@@ -18,7 +18,7 @@ from torch import nn
 
 from ..compare import device_name
 from ..patch import replaced
-from . import autoencoder, evaluate, heeded, loop, parts, teacher, world
+from . import autoencoder, card, evaluate, heeded, loop, parts, teacher, world
 
 FILE = evaluate.FOLDER / "experiments.json"
 TIMESTEPS = (100, 400, 700, 950)
@@ -141,21 +141,11 @@ def losses(model, seed=20_000_003):
     return found
 
 
-def table(rows):
-    """Rows as Markdown: every loss as a change in % of the first row's."""
-    base = rows[0]["losses"]
-    lines = [f"| | steps | {' | '.join(f'loss, t = {t}' for t in TIMESTEPS)} | heeds the object |", "|---" * (len(TIMESTEPS) + 3) + "|"]
-    for row in rows:
-        told = [f"{row['losses'][t]:.4f}" if row is rows[0] else f"{100 * (row['losses'][t] / base[t] - 1):+.1f} %" for t in map(str, TIMESTEPS)]
-        lines.append(f"| {row['name']} | {row['steps']} | {' | '.join(told)} | {row['heeded']:.2f} |")
-    return "\n".join(lines)
-
-
 def main(minutes, names=()):
-    """Trains and measures the variants that are missing of experiments.json, all or those named, and prints its table."""
+    """Trains and measures the variants that are missing of experiments.json, all or those named, prints its table and writes the model card."""
     told = json.loads(FILE.read_text()) if FILE.exists() else {}
     if told.get("minutes") != minutes:
-        told = {"minutes": minutes, "device": device_name(torch.device(loop.DEVICE)), "threads": torch.get_num_threads(), "rows": []}
+        told = {"minutes": minutes, "device": device_name(torch.device(loop.DEVICE)), "threads": torch.get_num_threads(), "scenes": SCENES, "rows": []}
     for name in names or VARIANTS:
         if name not in VARIANTS:
             raise SystemExit(f"There is no experiment {name!r}: choose from {'; '.join(VARIANTS)}.")
@@ -166,4 +156,5 @@ def main(minutes, names=()):
         told["rows"].append({"name": name, "steps": steps, "losses": found, "heeded": heeded.measured(model, "object", HEEDED)["heeded"]})
         FILE.write_text(json.dumps(told, indent=1) + "\n")
         print(json.dumps(told["rows"][-1]), flush=True)
-    print(table(told["rows"]))
+    card.write()
+    print(card.table(told["rows"]))

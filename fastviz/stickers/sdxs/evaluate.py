@@ -17,11 +17,10 @@ from ...compare import environment
 from ...methods import full
 from ...methods.sdxs import path_of as beside
 from ...request import Request
-from .. import autoencoder, evaluate, loop, measures
+from .. import autoencoder, card, evaluate, loop, measures
 from ..loop import DEVICE
 from . import chain, decoder, export, network
 
-RESULT = loop.SHIPPED.parent / "bench/student.json"
 FULL, FEW = 50, 25  # steps of the teacher
 SEEDS = 4  # pictures of one prompt, for diversity
 SPREAD = 24  # prompts for diversity
@@ -58,7 +57,7 @@ def order():
 
 def measured(weights, prompts):
     """Rows that were kept of the same weights and prompts: of stages whose checkpoints lay on another machine."""
-    kept = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    kept = card.found(card.STUDENTS) or {}
     return kept["rows"] if (kept.get("weights"), kept.get("prompts")) == (weights, prompts) else {}
 
 
@@ -147,13 +146,14 @@ def accepted(teacher, student, ratio):
 def main(count, repeats):
     """Prints a table of `count` held-out prompts with one object and as many with two, what the student (the exported one, else
     the last) has to reach, and one JSON line last, which is kept as assets/bench/student.json, as are rows of it whose weights are
-    not here; figures go to training/. NotYet before the small decoder was trained."""
+    not here, and written into the model card; figures go to training/, that of the rows beside the card, too. NotYet before the small
+    decoder was trained."""
     guide = chain.committed_teacher()
     ways = rows(guide)
     scenes = {number: evaluate.prompts(count, objects=number) for number in (1, 2)}
     first, *_, last = ways
     last = next((name for name, row in ways.items() if row[0].endswith(SHIPPED)), last)
-    answer = {"bench": "student", "environment": environment(), "weights": chain.digest(), "prompts": 2 * count, "rows": {}}
+    answer = {"bench": "student", "environment": environment(), "weights": chain.digest(), "prompts": 2 * count, "seeds": SEEDS, "spread": SPREAD, "rows": {}}
     gone = measured(answer["weights"], answer["prompts"])
     for name in order():
         if name in ways or name in gone:
@@ -169,8 +169,9 @@ def main(count, repeats):
         whole, kept = (sum(row["parameters"].values()) for row in both)
         print(f"parameters kept, with the decoder: {kept / whole:.4f}")
     figures(guide, ways, scenes)
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(answer, indent=1) + "\n")
+    card.STUDENTS.parent.mkdir(parents=True, exist_ok=True)
+    card.STUDENTS.write_text(json.dumps(answer, indent=1) + "\n")
+    card.write()
     print(json.dumps(answer))
 
 
@@ -185,3 +186,4 @@ def figures(guide, ways, scenes):
              "decoders": views.decoders(*pair), "rows": views.one_step(pictures, [text for text, _ in some])}
     for name, figure in found.items():
         (loop.WORK / f"student-{name}.png").write_bytes(views.png(figure))
+    Image.open(loop.WORK / "student-rows.png").convert("RGB").save(loop.SHIPPED / "student.webp", quality=85, method=6)
