@@ -10,7 +10,7 @@ from .verified import BadModel
 
 FILES = ("app.py", "README.md", "LICENSE", "THIRD_PARTY.md", "requirements.txt", "spaces_config.yaml")
 FOLDERS = ("fastviz", "assets")
-ONWARD = "assets/stickers/onward/"  # training goes on from there, and nothing else reads it
+ONWARD = "assets/stickers/onward"  # begins the folders that training goes on from, and nothing else reads
 PYTHON, SHORT = (3, 11), 60  # the oldest that this runs with; characters of a Space's short description
 LARGEST = 10_000_000  # bytes of a file that needs no large-file storage
 

@@ -95,13 +95,28 @@ def test_noising_is_undone_by_the_true_noise():
 
 def test_one_step_is_what_diffusers_draws_in_one_step(guide, tiny_pipe):
     unet = network.student_of(guide.unet)
-    pipe = export.pipeline(guide, unet, tiny_pipe.vae)
-    noise = pairs.noise_of([5], 16)
-    drawn = pipe("a cat", num_inference_steps=1, guidance_scale=1.0, latents=noise, height=128, width=128, output_type="latent").images
+    noise, text, t = pairs.noise_of([5], 16), words(guide, ["a cat"]), torch.tensor([network.LAST])
     with torch.no_grad():
-        ours = network.one_step(unet, noise, words(guide, ["a cat"]), ALPHAS)
-    assert int(pipe.scheduler.timesteps[0]) == network.LAST and torch.allclose(drawn, ours, atol=1e-4)
-    assert ours.std() > 1  # the step is there: sigma is 14.6
+        ours = network.one_step(unet, noise, text, ALPHAS)
+        noisy = (1 - ALPHAS[999]).sqrt() * noise
+        distilled = network.denoised(noisy, unet(noisy, t, text).sample, ALPHAS[t])  # which answers as the teacher
+    assert distilled.std() > 5 > ours.std() > 0.1  # an error counts 14.6 times there
+    for stage, wanted in ((None, ours), ("score", ours), ("distil", distilled)):
+        pipe = export.pipeline(guide, unet, tiny_pipe.vae, stage)
+        drawn = pipe("a cat", num_inference_steps=1, guidance_scale=1.0, latents=noise, height=128, width=128, output_type="latent").images
+        assert int(pipe.scheduler.timesteps[0]) == network.LAST and torch.allclose(drawn, wanted, atol=1e-4)
+
+
+def test_a_warm_up_begins_with_no_velocity(guide, workshop, monkeypatch):
+    seen = []
+    monkeypatch.setattr(warmup, "train", lambda name, student, *args, **told: seen.append(student))
+    pairs.save(torch.zeros(2, 4, 16, 16).half(), 2, 3.0)
+    leave("distil", network.student_of(guide.unet).state_dict())
+    warmup.fit(0.01, 2, 1e-3)
+    noisy, t = torch.randn(2, 4, 16, 16), torch.tensor([10, 999])
+    with torch.no_grad():
+        found = network.estimated(seen[0], noisy, t, words(guide, ["a cat", "a dog"]), ALPHAS)
+    assert torch.allclose(found, ALPHAS[t].sqrt().view(-1, 1, 1, 1) * noisy) and network.student_of(guide.unet).conv_out.weight.any()
 
 
 def test_the_small_decoder_reads_the_teachers_latents_with_less_work(tiny_pipe):
@@ -351,7 +366,7 @@ def test_the_online_network_follows_the_student_and_the_student_stays(guide):
     torch.manual_seed(0)
     pair = score.Pair(network.student_of(guide.unet), copy.deepcopy(guide.unet).requires_grad_(True))
     before = {name: weight.clone() for name, weight in pair.student.state_dict().items()}
-    optimizer = torch.optim.AdamW(pair.online.parameters(), lr=1e-2)
+    optimizer = [torch.optim.AdamW(pair.online.parameters(), lr=1e-2)]
     text, noise, errors = words(guide, ["a cat"]).expand(2, -1, -1), torch.randn(2, 4, 8, 8), []
     for _ in range(10):
         torch.manual_seed(1)  # the same noise and timesteps every time
@@ -364,7 +379,7 @@ def test_the_online_network_follows_the_student_and_the_student_stays(guide):
 def test_the_student_is_updated_and_its_mixture_moves(guide):
     torch.manual_seed(0)
     pair = score.Pair(network.student_of(guide.unet), copy.deepcopy(guide.unet).requires_grad_(True))
-    online = torch.optim.AdamW(pair.online.parameters(), lr=1e-4)
+    online = [torch.optim.AdamW(pair.online.parameters(), lr=1e-4)]
     loss = score.loss_of(guide, ALPHAS, online, 3.0)
     tokens = chain.tokens_of(guide, ["a cat", "a dog"])
     batch = torch.randn(2, 4, 16, 16), tokens, torch.randn(2, 4, 16, 16), tokens.repeat(score.ONLINE + 1, 1)
@@ -390,7 +405,7 @@ def test_the_online_networks_updates_count_at_once_under_bfloat16(guide, monkeyp
     monkeypatch.setattr(loop, "PRECISION", torch.bfloat16)
     torch.manual_seed(0)
     pair = score.Pair(network.student_of(guide.unet), copy.deepcopy(guide.unet).requires_grad_(True))
-    optimizer = torch.optim.AdamW(pair.online.parameters(), lr=1e-2)
+    optimizer = [torch.optim.AdamW(pair.online.parameters(), lr=1e-2)]
     text, noise, t = words(guide, ["a cat"]).expand(2, -1, -1), torch.randn(2, 4, 8, 8), torch.tensor([300, 500])
     with loop.autocast():
         score.follow(pair, optimizer, noise, text, ALPHAS)
@@ -578,13 +593,27 @@ def test_a_committed_student_of_the_full_recipe_is_at_the_end_of_its_mixture(els
     assert chain.checkpoint("score")["step"] == saved["step"] and chain.parent("score") == 3
 
 
+def test_a_student_that_is_not_fit_to_be_seen_is_kept_elsewhere_and_gone_on_from_first(elsewhere, workshop, guide):
+    shown = elsewhere("warmup")
+    warmup.fit(0.02, 2, 1e-5)
+    assert export.keep(workshop) == "warmup" and json.loads((workshop / "sdxs" / export.ABOUT).read_text()) == shown
+    kept, step = workshop / chain.KEPT, chain.checkpoint("warmup")["step"]
+    (workshop / f"{chain.name('warmup')}.pt").unlink()
+    assert chain.checkpoint("warmup")["step"] == step > 3 and chain.checkpoint("decoder") and verified.check(kept) == ""
+    weight = UNet2DConditionModel.from_pretrained(kept / "unet").conv_in.weight
+    assert torch.equal(chain.student(guide, "warmup").conv_in.weight, weight.float())
+    assert export.export(workshop) == "warmup" and not kept.exists()
+    assert not any(name.startswith(chain.KEPT) for name in json.loads((workshop / "hashes.json").read_text()))
+    assert chain.checkpoint("warmup")["step"] == step
+
+
 def test_what_is_trained_here_is_not_mixed_with_what_is_committed(elsewhere, guide):
     elsewhere("warmup")
     leave("distil", network.student_of(guide.unet).state_dict())
     assert chain.checkpoint("warmup") is None and chain.parent("warmup") == 3
-    other = dict(chain.committed(), teacher="other")
-    (chain.path_of(chain.MODEL.folder) / export.ABOUT).write_text(json.dumps(other))
-    assert chain.committed() == {} and chain.checkpoint("decoder") is None
+    other = dict(chain.committed()[1], teacher="other")
+    (loop.SHIPPED / "sdxs" / export.ABOUT).write_text(json.dumps(other))
+    assert chain.committed() == (None, {}) and chain.checkpoint("decoder") is None
 
 
 def test_an_interrupted_mixture_goes_on_from_the_share_that_it_reached(workshop, guide, monkeypatch):
@@ -667,6 +696,7 @@ def test_a_student_is_accepted_by_four_figures():
 
 def test_the_exported_student_is_what_is_evaluated(workshop, guide, tiny_pipe, monkeypatch):
     """Its weights are those of half precision, and only where they are of the checkpoints that are here."""
+    monkeypatch.setattr(loop, "SHIPPED", workshop)
     monkeypatch.setattr(chain, "MODEL", SimpleNamespace(folder=workshop / "model", guidance=3.0))
     (workshop / "hashes.json").write_text("{}")
     student = network.student_of(guide.unet).state_dict()

@@ -70,20 +70,23 @@ def test_guidance_is_the_requests_again_afterwards(tiny_pipe, home):
     assert torch.equal(drawn(tiny_pipe, BOTH, guided).latents, drawn(tiny_pipe, BOTH).latents)
 
 
-def test_the_last_step_is_the_closed_form_in_float32_where_the_network_computes_in_half_precision(tmp_path, monkeypatch):
+@pytest.mark.parametrize("answers", ("epsilon", "v_prediction"))  # as the public students, and as our own
+def test_the_last_step_is_the_closed_form_in_float32_where_the_network_computes_in_half_precision(tmp_path, monkeypatch, answers):
     pipe, seen = make_tiny().to(torch.float16), []
     student = make_student(make_tiny(), tmp_path / "model")
     with at_home(pipe, tmp_path / "model") as home:
         (student / sdxs.ABOUT).write_text(json.dumps({"teacher": fitted.weights(home)}))
         half = copy.deepcopy(models.load_beside(student)).to(torch.float16)
         monkeypatch.setitem(models._beside, student, (models._beside[student][0], half))
+        half.scheduler = students.scheduler(half.scheduler.config, answers)
         half.unet.register_forward_hook(lambda module, args, answer: seen.append(answer[0]))
         run = drawn(pipe, BOTH)
     (answer,), alpha = seen, half.scheduler.alphas_cumprod[-1].double()
     sigma, n = ((1 - alpha) / alpha).sqrt(), noise(pipe, REQUEST)
     assert answer.dtype == n.dtype == torch.float16 and 14 < sigma < 15
     n = (n * sigma.float()).double() / sigma  # the network was shown what the pipeline's own product had rounded
-    assert torch.allclose(run.latents.double(), sigma * (n - answer.double()), rtol=0, atol=1e-4)
+    wanted = sigma * (n - answer.double()) if answers == "epsilon" else alpha.sqrt() * n * (1 - alpha).sqrt() - (1 - alpha).sqrt() * answer.double()
+    assert torch.allclose(run.latents.double(), wanted, rtol=0, atol=1e-4)
 
 
 def test_flops_are_those_of_the_small_networks(tiny_pipe, home):

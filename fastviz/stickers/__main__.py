@@ -27,6 +27,7 @@ STAGES = {
     "pairs": "7: draw with the guided teacher what the student learns to draw in one step",
     "warmup": "8: train the student to draw these pictures in one step",
     "score": "9: train the student to draw from the teacher's distribution",
+    "keep-student": "9b: write what is trained of it to assets/stickers/onward-sdxs, where any machine goes on from",
     "export-student": "10: write the student to assets/stickers/sdxs, where the app finds it",
     "evaluate-student": "11: figures and pictures of the student beside the teacher, in training/",
     "sketch": "12: train the network that reads sketches",

@@ -110,7 +110,7 @@ def main(count, steps, guidance):
     told["diversity"] = spread(pipe, max(2, count // 16), steps=steps, guidance=guidance)
     told["psnr"] = {name: autoencoder.psnr(lambda x: encoded(vae, x), lambda z: vae.decode(z).sample.float())
                     for name, vae in [("model", pipe.vae)] + [("tiny", autoencoder.trained().to(DEVICE))] * (FOLDER / "tiny").is_dir()}
-    told["megabytes"] = round(sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file() and ONWARD not in path.parts) / 2**20, 1)
+    told["megabytes"] = round(sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file() and not path.relative_to(FOLDER).as_posix().startswith(ONWARD)) / 2**20, 1)
     told["parameters"] = sum(p.numel() for part in (pipe.unet, pipe.text_encoder) for p in part.parameters())
     told["seconds"] = seconds(pipe)
     (FOLDER / "evaluation.json").write_text(json.dumps(told, indent=1) + "\n")

@@ -5,7 +5,7 @@ export-student then writes what the row `sdxs` of the app draws with, and evalua
 """
 
 UNETS = ("distil", "warmup", "score")  # the stages that train the U-Net, in order
-STAGES = ("distil", "student-decoder", "pairs", "warmup", "score", "export-student", "evaluate-student")
+STAGES = ("distil", "student-decoder", "pairs", "warmup", "score", "keep-student", "export-student", "evaluate-student")
 
 
 def run(args):
@@ -17,6 +17,8 @@ def run(args):
             pairs.make(args.minutes, args.batch, args.steps, args.guidance, args.count, args.drawn)
         elif args.stage == "score":
             score.fit(args.minutes, args.batch, args.lr, args.decay)
+        elif args.stage == "keep-student":
+            print(f"kept the student after the stage {export.keep()}")
         elif args.stage == "export-student":
             print(f"exported the student after the stage {export.export(stage=args.of)}")
         elif args.stage == "evaluate-student":

@@ -1,7 +1,7 @@
 """What the stages share: the committed teacher, the student as the stage before left it, and prompts of training scenes.
 
 Checkpoints carry the first digits of the teacher's sha256 in their names: what belongs to other weights is not found. On a
-machine without any, the committed student is gone on from.
+machine without any, what was kept of the student is gone on from, or the student that is shipped.
 """
 
 import json
@@ -10,12 +10,13 @@ import random
 import torch
 
 from ... import fitted, models
-from ...methods.sdxs import ABOUT, path_of
+from ...methods.sdxs import ABOUT
 from .. import autoencoder, loop, parts, teacher, world
 from ..loop import DEVICE, exact, quick, shipped
 from . import UNETS, network
 
 MODEL = models.MODELS["stickers"]
+KEPT, SHIPPED = "onward-sdxs", "sdxs"  # folders of assets/stickers: a student that is not yet fit to be seen, and the one that the app draws with
 
 
 class NotYet(RuntimeError):
@@ -32,27 +33,31 @@ def name(stage):
     return f"student-{stage}-{digest()[:8]}"
 
 
-def committed():
-    """What student.json tells of the committed student, {} when there is none of the committed teacher's."""
-    file = path_of(MODEL.folder) / ABOUT
-    told = json.loads(file.read_text()) if file.is_file() else {}
-    return told if told.get("teacher") == digest() else {}
+def committed(places=(KEPT, SHIPPED)):
+    """(folder, what its student.json tells) of the first of the places that holds a student of the committed teacher's; (None, {})
+    when none does."""
+    for place in places:
+        file = loop.SHIPPED / place / ABOUT
+        told = json.loads(file.read_text()) if file.is_file() else {}
+        if told.get("teacher") == digest():
+            return place, told
+    return None, {}
 
 
 def checkpoint(stage):
     """What `loop.checkpoint` gives of a stage, None when there is nothing. On a machine where no stage of the U-Net has run, that of
-    the committed student's last one is made of what is committed, without optimizers; so is the decoder's where it has not run."""
+    a committed student's last one is made of what is committed, without optimizers; so is the decoder's where it has not run."""
     if saved := loop.checkpoint(name(stage)):
         return saved
-    told = committed()
+    place, told = committed()
     if stage != "decoder" and (stage != told.get("stage") or any((loop.WORK / f"{name(each)}.pt").exists() for each in UNETS)):
         return None
     if stage not in told.get("stages", {}):
         return None
     if stage == "decoder":
-        weights = {key.removeprefix("decoder."): value for key, value in shipped("sdxs", "vae").items() if key.startswith("decoder.")}
+        weights = {key.removeprefix("decoder."): value for key, value in shipped(place, "vae").items() if key.startswith("decoder.")}
     else:
-        weights = {"student." * (stage == "score") + key: value for key, value in shipped("sdxs", "unet").items()}
+        weights = {"student." * (stage == "score") + key: value for key, value in shipped(place, "unet").items()}
     row = told["stages"][stage]
     return {"model": weights, "average": weights, "step": row["step"], "hours": row["hours"], "sittings": row["sittings"],
             "log": [{"device": device} for device in row["device"]]}

@@ -25,7 +25,7 @@ FULL, FEW = 50, 25  # steps of the teacher
 SEEDS = 4  # pictures of one prompt, for diversity
 SPREAD = 24  # prompts for diversity
 SHOWN = 4  # prompts in the picture of rows
-SHIPPED = "-shipped"  # ends the folder of the row whose weights are the exported ones
+EXPORTED = "-shipped"  # ends the folder of the row whose weights are the exported ones
 NAMES = {"distil": "Student, distilled only", "warmup": "Student, warm-up only", "score": "Student, full recipe"}
 FIRST = {1: 0, 2: 100_000, None: 500_000}  # seeds of the pictures of one object, of two, and for diversity begin here
 BARS = {"recall lost": 0.05, "speed": 25, "diversity kept": 0.7, "parameters kept": 0.4}  # the first and the last at most
@@ -40,10 +40,10 @@ def rows(guide):
     for stage, name in NAMES.items():
         if saved := chain.checkpoint(stage):
             folder, there = beside(chain.MODEL.folder), shipped(stage)
-            pipe = StableDiffusionPipeline.from_pretrained(folder) if there else export.pipeline(guide, chain.student(guide, stage), small)
+            pipe = StableDiffusionPipeline.from_pretrained(folder) if there else export.pipeline(guide, chain.student(guide, stage), small, stage)
             pipe.set_progress_bar_config(disable=True)
             steps = f"{saved['step']}-{chain.checkpoint('decoder')['step']}"
-            found[name] = f"{stage}-{steps}{SHIPPED if there else ''}", ready(pipe), 1, 1.0
+            found[name] = f"{stage}-{steps}{EXPORTED if there else ''}", ready(pipe), 1, 1.0
     return found
 
 
@@ -63,7 +63,7 @@ def measured(weights, prompts):
 
 def shipped(stage):
     """Whether the student beside the model was exported of this stage, of the checkpoints that are here."""
-    told, own = chain.committed(), export.about(stage)
+    (_, told), own = chain.committed((chain.SHIPPED,)), export.about(stage)
     return all(told.get(key) == own[key] for key in ("teacher", "stage", "stages"))
 
 
@@ -129,7 +129,7 @@ def told(row, reference, scenes):
     spread = evaluate.prompts(SPREAD, 60_000_011, None)
     groups = [drawn(row, [scene.caption] * SEEDS, FIRST[None] + SEEDS * i) for i, scene in enumerate(spread)]
     parameters, flops = work(row)
-    return {"parameters": parameters, "shipped": row[0].endswith(SHIPPED), "gflop": round(flops / 1e9, 1), "steps": row[2], **found,
+    return {"parameters": parameters, "shipped": row[0].endswith(EXPORTED), "gflop": round(flops / 1e9, 1), "steps": row[2], **found,
             "diversity": round(measures.diversity(groups), 4)}
 
 
@@ -152,7 +152,7 @@ def main(count, repeats):
     ways = rows(guide)
     scenes = {number: evaluate.prompts(count, objects=number) for number in (1, 2)}
     first, *_, last = ways
-    last = next((name for name, row in ways.items() if row[0].endswith(SHIPPED)), last)
+    last = next((name for name, row in ways.items() if row[0].endswith(EXPORTED)), last)
     answer = {"bench": "student", "environment": environment(), "weights": chain.digest(), "prompts": 2 * count, "seeds": SEEDS, "spread": SPREAD, "rows": {}}
     gone = measured(answer["weights"], answer["prompts"])
     for name in order():

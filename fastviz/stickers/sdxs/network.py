@@ -61,11 +61,10 @@ def parameters(module):
 
 # One step
 
-def scheduler(config):
-    """Euler in one step on the betas of `config`: x0 = sigma (noise - epsilon), in single precision whatever the network's
-    type, because sigma is 14.6 and multiplies every rounding error."""
+def scheduler(config, answer="v_prediction"):
+    """Euler in one step on the betas of `config`, for a network that answers with the velocity, see `estimated`, or "epsilon"."""
     betas = {name: config[name] for name in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")}
-    return EulerDiscreteScheduler(**betas, timestep_spacing="trailing", steps_offset=1, prediction_type="epsilon")
+    return EulerDiscreteScheduler(**betas, timestep_spacing="trailing", steps_offset=1, prediction_type=answer)
 
 
 def noised(clean, noise, alpha):
@@ -87,10 +86,19 @@ def one_step(unet, noise, text, alphas):
 
 
 def estimated(unet, noisy, t, text, alphas):
-    """The student's estimate of the clean latents. At the noisiest timestep every rounding error of its output counts 14.6 times:
-    what is drawn is computed in single precision. Under `autocast`, in training, bfloat16 errs by less than a hundredth of what an
-    untrained student draws, which is less than the noise that losses add, and its way forth and back takes 0.4 of the time."""
-    return denoised(noisy, unet(noisy.float(), t, text.float()).sample, alphas[t])
+    """The student's estimate of the clean latents, from its estimate of the velocity (Salimans and Ho, arXiv 2202.00512, appendix D).
+    The teacher's own answer is the noise, from which clean latents follow by a division: at the noisiest timestep every error of
+    the student's would count 14.6 times."""
+    a = alphas[t].view(-1, 1, 1, 1).float()
+    return a.sqrt() * noisy.float() - (1 - a).sqrt() * unet(noisy.float(), t, text.float()).sample.float()
+
+
+def begin(unet):
+    """The student's U-Net after distillation, where it answers with the noise as the teacher does, made ready to answer with the
+    velocity: it begins with none. Returns it."""
+    for weight in unet.conv_out.parameters():
+        torch.nn.init.zeros_(weight)
+    return unet
 
 
 # What a U-Net computes inside

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..loop import DEVICE, autocast, checkpoint, compiled, quick, start_seed, train, update, write
+from ..muon import optimizers
 from . import chain, network, warmup
 from .pairs import Pairs, empty_like, guided
 
@@ -67,8 +68,8 @@ def between(ends, share):
     return ends[0] + (ends[1] - ends[0]) * share
 
 
-def follow(pair, optimizer, noise, text, alphas, teacher=None):
-    """One update of the online network: plain noise prediction on what the student draws now from `noise`. -> {"online": its
+def follow(pair, updates, noise, text, alphas, teacher=None):
+    """One update of the online network by its optimizers: plain noise prediction on what the student draws now from `noise`. -> {"online": its
     loss}, and, with teacher (a U-Net), {"teacher"}: that one's on the same; an online network that is no better lags behind."""
     with torch.no_grad():
         drawn = network.one_step(pair.student, noise, text, alphas)
@@ -77,24 +78,24 @@ def follow(pair, optimizer, noise, text, alphas, teacher=None):
     noisy = network.noised(drawn, noise, alphas[t])
     errors = {"online": (pair.online(noisy, t, text).sample.float() - noise).pow(2).mean()}
     errors["online"].backward()
-    update(pair.online.parameters(), [optimizer])
+    update(pair.online.parameters(), updates)
     if teacher:
         with torch.no_grad():
             errors["teacher"] = (teacher(noisy, t, text).sample.float() - noise).pow(2).mean()
     return {name: error.detach() for name, error in errors.items()}
 
 
-def loss_of(guide, alphas, optimizer, guidance, downwards=network.downwards):
+def loss_of(guide, alphas, updates, guidance, downwards=network.downwards):
     """loss(pair, (noise, tokens, latents, fresh tokens)) for loop.train: the online network's updates, then the student's
-    loss. There are ONLINE + 1 times as many fresh tokens as pairs. optimizer: the online network's; downwards: see
+    loss. There are ONLINE + 1 times as many fresh tokens as pairs. updates: the online network's optimizers; downwards: see
     warmup.matching. Both estimates are made in what training computes in: in bfloat16 the gradient errs by 4 to 20 %, more where
     there is more noise; in single precision an update takes a quarter longer."""
     def loss(pair, batch):
         noise, tokens, latents, fresh = batch
         *followed, last, fresh = fresh.split(len(tokens))
         for some in followed:
-            follow(pair, optimizer, torch.randn_like(noise), chain.embedded(guide, some), alphas)
-        errors = follow(pair, optimizer, torch.randn_like(noise), chain.embedded(guide, last), alphas, guide.unet.forward)
+            follow(pair, updates, torch.randn_like(noise), chain.embedded(guide, some), alphas)
+        errors = follow(pair, updates, torch.randn_like(noise), chain.embedded(guide, last), alphas, guide.unet.forward)
         share = float(pair.share)
         text = chain.embedded(guide, torch.cat([tokens, fresh]))
         drawn = network.one_step(pair.student, torch.cat([noise, torch.randn_like(noise)]), text, alphas)
@@ -124,14 +125,14 @@ def batches(pairs, size, tokens):
         seed += (ONLINE + 1) * size
 
 
-def head(pair, optimizer, guide, drawn, alphas, minutes):
+def head(pair, updates, guide, drawn, alphas, minutes):
     """HEAD updates of the online network alone, or as many as fit into `minutes`; the time of the first, which may compile, is not
     counted. Prints the last of every TOLD. Returns (how many, minutes)."""
     start, count = None, 0
     for noise, tokens, *_ in islice(drawn, HEAD):
         teacher = guide.unet.forward if count % TOLD == TOLD - 1 else None
         with autocast():
-            errors = follow(pair, optimizer, torch.randn_like(noise), chain.embedded(guide, tokens), alphas, teacher)
+            errors = follow(pair, updates, torch.randn_like(noise), chain.embedded(guide, tokens), alphas, teacher)
         count, start = count + 1, start or time.time()
         if teacher:
             print(f"{chain.name('score')}: online network alone, {count} updates: {({k: round(float(e), 5) for k, e in errors.items()})}", flush=True)
@@ -149,20 +150,19 @@ def fit(minutes, size, lr, decay=0.25):
     start_seed(name, 13, start)
     guide, alphas = chain.committed_teacher(minutes), chain.alphas()
     pair = Pair(quick(chain.student(guide, "score" if start else "warmup"), minutes), quick(copy.deepcopy(guide.unet).requires_grad_(True), minutes)).to(DEVICE)
-    optimizers = [torch.optim.AdamW(part.parameters(), lr=rate, betas=(0.0, 0.99), weight_decay=1e-3)
-                  for part, rate in ((pair.student, lr), (pair.online, PACE * lr))]
+    own, online = optimizers(pair.student, lr), optimizers(pair.online, PACE * lr)
     pairs, tokens, report = Pairs(guide), partial(chain.tokens_of, guide), warmup.recalled(guide)
     drawn, recipe = batches(pairs, size, tokens), {"batch": size, "parent": parent, "online": ONLINE}
     if (saved := checkpoint(name)) is None:
         begun = start or {"step": 0, "hours": 0.0, "log": [], "sittings": []}
         pair.share.fill_(1 if start else 0)
-        count, spent = head(pair, optimizers[1], guide, drawn, alphas, MOST * minutes)
+        count, spent = head(pair, online, guide, drawn, alphas, MOST * minutes)
         sitting = {"minutes": round(spent, 2), "steps": 0, "head": count, **recipe}
         saved = dict(model=pair.state_dict(), average=pair.state_dict(), step=begun["step"], hours=begun["hours"] + spent / 60, log=begun["log"],
-                     sittings=[*begun["sittings"], sitting], optimizers=[o.state_dict() for o in optimizers])
+                     sittings=[*begun["sittings"], sitting], optimizers=[o.state_dict() for o in own + online])
         write(name, saved)
         minutes -= min(spent, MOST * minutes)
     begun = float(saved["model"]["share"])
-    loss = loss_of(guide, alphas, optimizers[1], pairs.guidance, compiled(network.downwards, minutes))
-    return train(name, pair, drawn, loss, minutes, lr, optimizers=optimizers, horizon=100, decay=decay, recipe=recipe,
+    loss = loss_of(guide, alphas, online, pairs.guidance, compiled(network.downwards, minutes))
+    return train(name, pair, drawn, loss, minutes, lr, optimizers=own + online, horizon=100, decay=decay, recipe=recipe,
                  report=lambda average: report(average.student), report_every=300, passed=lambda share: pair.share.fill_(begun + (1 - begun) * share))

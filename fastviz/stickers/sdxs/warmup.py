@@ -138,7 +138,7 @@ def fit(minutes, size, lr, decay=0.25):
     parent, start = chain.parent("warmup"), chain.checkpoint("warmup")
     start_seed(chain.name("warmup"), 12, start)
     guide = chain.committed_teacher(minutes)
-    student = quick(chain.student(guide, "warmup" if start else "distil"), minutes)
+    student = quick(chain.student(guide, "warmup") if start else network.begin(chain.student(guide, "distil")), minutes)
     loss = loss_of(guide, chain.alphas(), compiled(network.downwards, minutes))
     return train(chain.name("warmup"), student, batches(Pairs(guide), size), loss, minutes, lr, optimizers=optimizers(student, lr), decay=decay,
                  report=recalled(guide), report_every=300, start=start, recipe={"batch": size, "parent": parent})
