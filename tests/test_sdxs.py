@@ -112,7 +112,7 @@ def test_a_warm_up_begins_with_no_velocity(guide, workshop, monkeypatch):
     monkeypatch.setattr(warmup, "train", lambda name, student, *args, **told: seen.append(student))
     pairs.save(torch.zeros(2, 4, 16, 16).half(), 2, 3.0)
     leave("distil", network.student_of(guide.unet).state_dict())
-    warmup.fit(0.01, 2, 1e-3)
+    warmup.fit(0.01, 2, 1e-3, fresh=0, room=8)
     noisy, t = torch.randn(2, 4, 16, 16), torch.tensor([10, 999])
     with torch.no_grad():
         found = network.estimated(seen[0], noisy, t, words(guide, ["a cat", "a dog"]), ALPHAS)
@@ -288,41 +288,47 @@ def test_features_are_one_of_each_stage(guide):
     assert [each.shape[-1] for each in found] == [16, 8, 4]
 
 
-def test_the_warm_up_sums_its_features_over_the_stages_beside_a_tenth_of_the_distance(guide, monkeypatch):
-    """Both pictures are seen with the same noise of one small timestep."""
+def test_the_warm_up_sums_its_features_over_the_stages_beside_a_tenth_of_the_distance(guide):
+    """Both pictures are seen with the same noise of one small timestep; pairs and scenes are drawn side by side."""
     torch.manual_seed(0)
-    calls = []
+    calls, asked = [], []
 
     def downwards(unet, x, t, text):
         calls.append((x, t))
         return network.downwards(unet, x, t, text)
 
-    student, noise, latents = network.student_of(guide.unet), torch.randn(2, 4, 16, 16), torch.randn(2, 4, 16, 16)
-    tokens = chain.tokens_of(guide, ["a cat", "a dog"])
-    monkeypatch.setattr(warmup, "ELSEWHERE", 0)
-    value, told = warmup.loss_of(guide, ALPHAS, downwards)(student, (noise, tokens, latents))
+    student, noise, latents, scenes = network.student_of(guide.unet), *torch.randn(3, 2, 4, 16, 16)
+    student.register_forward_hook(lambda module, args, answer: asked.append((args, answer.sample)))
+    tokens = chain.tokens_of(guide, ["a cat", "a dog", "a bus", "a tree"])
+    value, told = warmup.loss_of(guide, ALPHAS, downwards)(student, (noise, tokens[:2], latents, tokens[2:], scenes))
+    ((start, at, text), velocity), = asked
     (wanted, t), (ours, again) = calls
     assert t.unique().numel() == 1 and torch.equal(t, again) and 20 <= t[0] < 200
-    text, a = chain.embedded(guide, tokens), ALPHAS[t[0]]
-    drawn = network.one_step(student, noise, text, ALPHAS)
-    assert torch.allclose(ours - a.sqrt() * drawn, wanted - a.sqrt() * latents, atol=1e-4)
+    a, b, whole = ALPHAS[t[0]], ALPHAS[at].view(-1, 1, 1, 1), torch.cat([latents, scenes])
+    assert torch.equal(text, chain.embedded(guide, tokens)) and (at[:2] == 999).all()
+    drawn = b.sqrt() * start - (1 - b).sqrt() * velocity
+    assert torch.allclose(ours - a.sqrt() * drawn, wanted - a.sqrt() * whole, atol=1e-4)
     stages = [[network.downwards(guide.unet, x, t, text)[1][i] for i in (1, 3, 5)] for x in (ours, wanted)]
     match = sum(1 - warmup.similarity(*pair).mean() for pair in zip(*stages))
     assert told["match"].item() == pytest.approx(match.item(), rel=1e-4) and told["match"] > 1  # of three stages
-    assert value.item() == pytest.approx(match.item() + 0.1 * warmup.pseudo_huber(drawn, latents).item(), rel=1e-4)
+    assert value.item() == pytest.approx(match.item() + 0.1 * warmup.pseudo_huber(drawn, whole).item(), rel=1e-4)
 
 
-def test_most_batches_start_from_pure_noise():
+def test_pairs_start_from_pure_noise_and_scenes_from_much_of_it():
     torch.manual_seed(0)
-    noise, latents, pure = torch.randn(4, 4, 4, 4), torch.randn(4, 4, 4, 4), 0
-    for _ in range(400):
-        start, t = warmup.starts(noise, latents, ALPHAS)
-        pure += bool((t == network.LAST).all())
-        if (t == network.LAST).all():
-            assert torch.equal(start, (1 - ALPHAS[999]).sqrt() * noise)
-        else:
-            assert torch.allclose(start, ALPHAS[t].sqrt()[:, None, None, None] * latents + (1 - ALPHAS[t]).sqrt()[:, None, None, None] * noise)
-    assert 0.68 < pure / 400 < 0.82
+    noise, scenes = torch.randn(3, 4, 4, 4), 5 + torch.randn(400, 4, 4, 4)
+    start, t = warmup.starts(noise, scenes, ALPHAS)
+    assert torch.equal(start[:3], (1 - ALPHAS[999]).sqrt() * noise) and (t[:3] == 999).all()
+    assert 500 <= t[3:].min() < 520 and 980 < t[3:].max() < 999
+    left = start[3:] - ALPHAS[t[3:]].sqrt().view(-1, 1, 1, 1) * scenes
+    assert torch.allclose(left.flatten(1).std(1), (1 - ALPHAS[t[3:]]).sqrt(), atol=0.3) and abs(left.mean()) < 0.05
+
+
+def test_half_of_what_warms_up_are_real_scenes(guide, tiny_pipe, workshop):
+    pairs.save(torch.zeros(4, 4, 16, 16).half(), 2, 3.0)
+    endless = iter([(torch.ones(3, 4, 16, 16), torch.ones(3, 24))] * 2)
+    for noise, tokens, latents, others, scenes in warmup.batches(pairs.Pairs(guide), endless, 6):
+        assert len(noise) == len(tokens) == len(latents) == len(others) == len(scenes) == 3 and scenes.all() and not latents.any()
 
 
 # Score distillation
@@ -500,7 +506,7 @@ def test_the_whole_chain_ends_in_a_folder_that_draws_in_one_step(workshop, guide
     assert loop.checkpoint(chain.name("distil"))["step"] > first["step"] > 0
     decoder.fit(moment, 4, 1e-3)
     pairs.make(1, 2, 2, 3.0, most=4)
-    warmup.fit(moment, 2, 1e-3)
+    warmup.fit(moment, 2, 1e-3, fresh=0, room=8)
     score.fit(moment, 2, 1e-4)
     done = loop.checkpoint(chain.name("score"))
     score.fit(moment, 2, 1e-4)
@@ -558,7 +564,7 @@ def elsewhere(workshop, guide, tiny_pipe, monkeypatch):
         leave("distil", student)
         leave("warmup", student, parent=3)
         leave("score", {f"student.{name}": weight for name, weight in student.items()}, parent=3)
-        pairs.save(torch.zeros(4, 4, 16, 16).half(), 2, 3.0)
+        pairs.save(torch.zeros(4, 4, 32, 32).half(), 2, 3.0)
         export.export(workshop, stage)
         for path in workshop.glob("student-[dsw]*.pt"):
             path.unlink()
@@ -573,7 +579,7 @@ def test_any_machine_goes_on_from_the_committed_student(elsewhere, workshop, gui
     assert export.about("warmup") == before
     weight = UNet2DConditionModel.from_pretrained(workshop / "sdxs/unet").conv_in.weight
     assert torch.equal(chain.student(guide, "warmup").conv_in.weight, weight.float())
-    warmup.fit(0.02, 2, 1e-5)
+    warmup.fit(0.02, 2, 1e-5, fresh=0, room=8)
     decoder.fit(0.02, 2, 1e-5)
     for stage in ("warmup", "decoder"):
         saved, told = chain.checkpoint(stage), export.about("warmup")
@@ -595,7 +601,7 @@ def test_a_committed_student_of_the_full_recipe_is_at_the_end_of_its_mixture(els
 
 def test_a_student_that_is_not_fit_to_be_seen_is_kept_elsewhere_and_gone_on_from_first(elsewhere, workshop, guide):
     shown = elsewhere("warmup")
-    warmup.fit(0.02, 2, 1e-5)
+    warmup.fit(0.02, 2, 1e-5, fresh=0, room=8)
     assert export.keep(workshop) == "warmup" and json.loads((workshop / "sdxs" / export.ABOUT).read_text()) == shown
     kept, step = workshop / chain.KEPT, chain.checkpoint("warmup")["step"]
     (workshop / f"{chain.name('warmup')}.pt").unlink()

@@ -1,7 +1,8 @@
 """The one-step student of the embedded model: SDXS, Song et al., arXiv 2403.16627, trained from the paper's equations.
 
 Stages in order: distil, student-decoder, pairs, warmup, score. Each goes on from the one before, and from its checkpoint;
-export-student then writes what the row `sdxs` of the app draws with, and evaluate-student tells what it is worth.
+keep-student writes what there is where any machine goes on from, export-student what the row `sdxs` of the app draws with, and
+evaluate-student tells what it is worth.
 """
 
 UNETS = ("distil", "warmup", "score")  # the stages that train the U-Net, in order
