@@ -1,6 +1,7 @@
 """The table of what else might have been done to train the embedded model: each change is real, and ends with its run."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -23,6 +24,16 @@ def test_a_change_is_of_what_is_there_and_is_put_back(name):
         value.backward()
         assert torch.isfinite(value) and all(teacher.optimizers(model, 1e-3))
     assert all(getattr(*key) is value for key, value in before.items())
+
+
+def test_minutes_are_those_that_the_process_works_for():
+    with experiments.changed(experiments.AS_IT_IS):
+        begin = loop.clock()
+        time.sleep(0.3)
+        assert loop.clock() - begin < 0.1
+        while loop.clock() - begin < 0.2:
+            pass
+    assert abs(loop.clock() - time.time()) < 1
 
 
 def test_the_command_keeps_what_it_measured(tmp_path, monkeypatch, capsys):

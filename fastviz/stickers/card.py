@@ -113,7 +113,7 @@ long ({device}, by turns). Asked of it: {bars}.
 
 TRIED = """## What else was tried
 
-A U-Net and text encoder from random weights, {minutes:g} minutes of training for each row ({device}, threads: {threads}), one thing changed at a
+A U-Net and text encoder from random weights, {minutes:g} minutes of training for each row (processor time; {device}, threads: {threads}), one thing changed at a
 time (`python -m fastviz.stickers experiments --minutes {minutes:g} --threads {threads}`). Loss is the mean square error of the noise estimate on {scenes} held-out
 scenes, in % of the first row's: lower is better. The last column tells how much worse that gets when the caption names another
 object, 1 being all there is. The second row is the first with another seed: what differs by as much is chance. So short a training

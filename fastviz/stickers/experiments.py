@@ -1,5 +1,6 @@
 """Stage 3e: what the field knows to help small models, one thing at a time: a teacher from random weights for each, all with
-the same minutes on the same machine, told by what they lose on the same held-out scenes.
+the same minutes on the same machine, told by what they lose on the same held-out scenes. On a CPU these are minutes of its
+time, in which no other program counts.
 
 Short trainings tell what learns fast, not what ends best; the first row is trained twice, and what lies between these two
 is chance. Every row is kept as soon as it is measured; the same command goes on with those that are missing.
@@ -8,6 +9,7 @@ is chance. Every row is kept as soon as it is measured; the same command goes on
 import json
 import random
 import tempfile
+import time
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -105,11 +107,16 @@ VARIANTS = {  # name -> (() -> [(module, {attribute: value})], options of teache
 }
 
 
+def worked():
+    """Seconds that this process has worked for, per thread."""
+    return time.process_time() / torch.get_num_threads()
+
+
 @contextmanager
 def changed(name):
     """What a variant changes, for the duration of a with block; training writes its checkpoints where nobody looks."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as exits:
-        exits.enter_context(replaced(loop, WORK=Path(folder)))
+        exits.enter_context(replaced(loop, WORK=Path(folder), clock=loop.clock if loop.CUDA else worked))
         for module, values in VARIANTS[name][0]():
             exits.enter_context(replaced(module, **values))
         yield

@@ -26,6 +26,7 @@ PRECISION = torch.bfloat16 if CUDA or knows_bfloat16() else torch.float32  # tha
 WORTH = 10  # minutes of training on a processor from which on compiling, two or three minutes of it, is won back
 PAUSE = 60  # seconds between two steps, of which more is no training: somebody stopped the process
 RECENT = 5  # seconds of training that need no report of their own when it ends
+clock = time.time  # what `train` reads
 
 
 class Endless(IterableDataset):
@@ -169,7 +170,7 @@ def train(name, model, batches, loss, minutes, lr, *, optimizers=None, horizon=4
         step, hours, log, sittings = saved["step"], saved["hours"], saved["log"], saved.get("sittings", [])
         print(f"{name}: continuing at step {step}, {hours:.2f} h")
     begun, elapsed, saved_at, reported_at = step, 0.0, 0.0, 0.0  # seconds of training: while the process is stopped, none pass
-    sums, count, skipped, before = {}, 0, 0, time.time()
+    sums, count, skipped, before = {}, 0, 0, clock()
 
     def save():
         sitting = {"minutes": round(elapsed / 60, 2), "steps": step - begun, "lr": lr, "decay": decay, **(recipe or {})}
@@ -201,7 +202,7 @@ def train(name, model, batches, loss, minutes, lr, *, optimizers=None, horizon=4
                 sums[key] = sums.get(key, 0.0) + torch.as_tensor(number).detach().float()
         else:
             skipped += 1
-        now = time.time()
+        now = clock()
         elapsed, before = elapsed + min(now - before, PAUSE), now
         if elapsed - reported_at > report_every:
             tell()
