@@ -42,6 +42,9 @@ def test_the_command_keeps_what_it_measured(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(card, "write", lambda: written.append(json.loads(experiments.FILE.read_text())))
     written, names = [], [experiments.AS_IT_IS, "windows for half of the time, then scenes"]
+    monkeypatch.setattr(experiments, "VARIANTS", {name: experiments.VARIANTS[name] for name in names})
+    experiments.main(0.02, names[1:])
+    assert card.tried(written.pop()) == ""  # not before it is whole
     experiments.main(0.02, names)
     rows = json.loads(experiments.FILE.read_text())["rows"]
     assert [row["name"] for row in rows] == names and all(row["steps"] > 0 for row in rows)
@@ -52,5 +55,8 @@ def test_the_command_keeps_what_it_measured(tmp_path, monkeypatch, capsys):
     assert card.tried(None) == "" and f"--minutes 0.02 --threads {told['threads']}`" in card.tried(told) and "\n".join(table) in card.tried(told)
     experiments.main(0.02, names)
     assert json.loads(experiments.FILE.read_text())["rows"] == rows
+    experiments.FILE.write_text(json.dumps(told | {"device": "another"}))
+    experiments.main(0.02, names[:1])
+    assert len(json.loads(experiments.FILE.read_text())["rows"]) == 1  # what another machine measured is no comparison
     with pytest.raises(SystemExit, match="There is no experiment 'luck'"):
         experiments.main(0.02, ["luck"])

@@ -181,8 +181,8 @@ def table(rows):
 
 
 def tried(told):
-    """The table of experiments; "" before any."""
-    return TRIED.format(**told, table=table(told["rows"])) if told else ""
+    """The table of experiments; "" before all were made."""
+    return TRIED.format(**told, table=table(told["rows"])) if told and len(told["rows"]) == told["of"] else ""
 
 
 def write(size=256):

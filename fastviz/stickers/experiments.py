@@ -151,8 +151,9 @@ def losses(model, seed=20_000_003):
 def main(minutes, names=()):
     """Trains and measures the variants that are missing of experiments.json, all or those named, prints its table and writes the model card."""
     told = json.loads(FILE.read_text()) if FILE.exists() else {}
-    if told.get("minutes") != minutes:
-        told = {"minutes": minutes, "device": device_name(torch.device(loop.DEVICE)), "threads": torch.get_num_threads(), "scenes": SCENES, "rows": []}
+    asked = {"minutes": minutes, "device": device_name(torch.device(loop.DEVICE)), "threads": torch.get_num_threads(), "scenes": SCENES, "of": len(VARIANTS)}
+    if not asked.items() <= told.items():  # rows are compared with each other
+        told = asked | {"rows": []}
     for name in names or VARIANTS:
         if name not in VARIANTS:
             raise SystemExit(f"There is no experiment {name!r}: choose from {'; '.join(VARIANTS)}.")
@@ -160,8 +161,10 @@ def main(minutes, names=()):
             continue
         model, steps = trained(name, minutes)
         found = {str(t): value for t, value in losses(model).items()}
-        told["rows"].append({"name": name, "steps": steps, "losses": found, "heeded": heeded.measured(model, "object", HEEDED)["heeded"]})
+        row = {"name": name, "steps": steps, "losses": found, "heeded": heeded.measured(model, "object", HEEDED)["heeded"]}
+        told["rows"].append(row)
+        told["rows"].sort(key=lambda row: [*VARIANTS].index(row["name"]))
         FILE.write_text(json.dumps(told, indent=1) + "\n")
-        print(json.dumps(told["rows"][-1]), flush=True)
+        print(json.dumps(row), flush=True)
     card.write()
     print(card.table(told["rows"]))
