@@ -36,7 +36,7 @@ STAGES = {
     "evaluate-sketch": "14: figures and pictures of what it does, in training/",
 }
 TRAINING = {"autoencoder": (8, 1.5e-3), "decoder": (8, 1e-3), "reference": (8, 3e-3), "judge": (24, 2e-3),
-            "teacher": (24, 2e-3), "text": (64, 1e-3), "distil": (8, 1e-3), "student-decoder": (8, 1e-3), "warmup": (16, 2e-3), "score": (8, 5e-5),
+            "teacher": (24, 2e-3), "text": (64, 1e-3), "distil": (8, 1e-3), "student-decoder": (8, 1e-3), "warmup": (16, 2e-3), "score": (8, 2.5e-4),
             "sketch": (16, 2e-3), "student-sketch": (16, 5e-4)}  # batch and learning rate for a CPU
 DECAYING = ("decoder", "reference", "teacher", "distil", "student-decoder", "warmup", "score")  # stages that may be trained in several sittings
 
