@@ -314,6 +314,25 @@ def test_the_warm_up_sums_its_features_over_the_stages_beside_a_tenth_of_the_dis
     assert value.item() == pytest.approx(match.item() + 0.1 * warmup.pseudo_huber(drawn, whole).item(), rel=1e-4)
 
 
+def test_features_are_compared_in_a_window_that_lies_anywhere(guide):
+    torch.manual_seed(0)
+    rows = torch.arange(32.0).expand(1, 1, 32, 32)
+    seen = [warmup.windows(rows, rows.mT) for _ in range(200)]
+    assert all(one.shape == other.shape == (1, 1, 16, 16) for one, other in seen)
+    corners = {(int(one[0, 0, 0, 0]), int(other[0, 0, 0, 0])) for one, other in seen}
+    assert len(corners) > 100 and {x for x, _ in corners} == {y for _, y in corners} == set(range(17))
+    drawn, latents, calls = torch.randn(2, 4, 32, 32, requires_grad=True), torch.zeros(2, 4, 32, 32), []
+
+    def downwards(unet, x, t, text):
+        calls.append(x)
+        return network.downwards(unet, x, t, text)
+
+    _, told = warmup.paired(guide.unet, drawn, latents, words(guide, ["a cat", "a dog"]), ALPHAS, downwards)
+    told["match"].backward()
+    assert [each.shape[-1] for each in calls] == [16, 16]
+    assert (drawn.grad != 0).sum() <= drawn.numel() / 4 and told["huber"].item() == pytest.approx(warmup.pseudo_huber(drawn, latents).item())
+
+
 def test_pairs_start_from_pure_noise_and_scenes_from_much_of_it():
     torch.manual_seed(0)
     noise, scenes = torch.randn(3, 4, 4, 4), 5 + torch.randn(400, 4, 4, 4)

@@ -7,6 +7,9 @@ of the latents (Song and Dhariwal, arXiv 2310.14189, equation 7) keeps colours i
 
 Pairs are dear and soon learnt by heart: 4 000 of them, seen 2.5 times each, were drawn with a mean square error of 0.25, others with
 0.31. Real scenes are endless. Half of what the student sees are such, under so much noise that it has to draw most of them itself.
+
+Features are compared in windows, a quarter of the picture, elsewhere in every step: the teacher learnt shapes from windows too. In
+5 minutes beside whole pictures, on 64 held-out pairs: 1.9 times as many steps, mean square error 0.275 beside 0.282.
 """
 
 import torch
@@ -16,6 +19,7 @@ from PIL import Image
 from .. import evaluate, measures
 from ..loop import DEVICE, compiled, quick, start_seed, train
 from ..muon import optimizers
+from ..teacher import WINDOW as SIDE
 from . import chain, distil, network
 from .pairs import Pairs
 
@@ -67,9 +71,15 @@ def matching(unet, ours, wanted, text, alphas, downwards=network.downwards):
     return sum(1 - similarity(a, b).mean() for a, b in zip(found, theirs))
 
 
+def windows(*pictures, side=SIDE):
+    """The same window of `side` latent cells, at a random place, of each of the latents (B, C, h, w)."""
+    y, x = (int(torch.randint(max(1, size - side + 1), ())) for size in pictures[0].shape[2:])
+    return [each[:, :, y:y + side, x:x + side] for each in pictures]
+
+
 def paired(unet, drawn, latents, text, alphas, downwards=network.downwards):
-    """(loss, its parts) of what was drawn from paired noise: matching, and WEIGHT times the pseudo-Huber distance."""
-    match, huber = matching(unet, drawn, latents, text, alphas, downwards), pseudo_huber(drawn, latents)
+    """(loss, its parts) of what was drawn from paired noise: matching in a window, and WEIGHT times the pseudo-Huber distance."""
+    match, huber = matching(unet, *windows(drawn, latents), text, alphas, downwards), pseudo_huber(drawn, latents)
     return match + WEIGHT * huber, {"match": match, "huber": huber}
 
 
