@@ -63,7 +63,7 @@ student-distil: .venv/.app
 	for stage in distil student-decoder pairs; do $(STICKERS) $$stage --minutes 1 --batch 64 || exit; done
 
 student-score: .venv/.app
-	for stage in warmup score; do $(STICKERS) $$stage --minutes 1 --batch 64 || exit; done
+	for stage in warmup refine score; do $(STICKERS) $$stage --minutes 1 --batch 64 || exit; done
 	$(STICKERS) export-student
 
 student-figures: .venv/.app

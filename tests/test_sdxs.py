@@ -15,7 +15,7 @@ from skimage.metrics import structural_similarity
 from fastviz import fitted, verified
 from fastviz.models import MODELS
 from fastviz.stickers import autoencoder, card, loop, parts
-from fastviz.stickers.sdxs import UNETS, chain, decoder, distil, evaluate, export, network, pairs, score, warmup
+from fastviz.stickers.sdxs import UNETS, chain, decoder, distil, evaluate, export, network, pairs, refine, score, warmup
 from fastviz.stickers.words import ASIDE, OBJECTS
 
 ALPHAS = parts.scheduler().alphas_cumprod
@@ -350,6 +350,69 @@ def test_half_of_what_warms_up_are_real_scenes(guide, tiny_pipe, workshop):
         assert len(noise) == len(tokens) == len(latents) == len(others) == len(scenes) == 3 and scenes.all() and not latents.any()
 
 
+# Refinement
+
+def solved(guide, x, text, times, guidance):
+    """DPM-Solver++ 2M at `times` and then to the clean end: Lu et al., arXiv 2211.01095, algorithm 2, in its own letters."""
+    empty, before, ends = words(guide, [""]).expand_as(text), None, [*times[1:], None]
+    lam = [float((ALPHAS[t] / (1 - ALPHAS[t])).log() / 2) for t in times]
+    for i, (t, end) in enumerate(zip(times, ends)):
+        with torch.no_grad():
+            at = torch.full((len(x),), t)
+            without, given = (guide.unet(x, at, each).sample for each in (empty, text))
+        clean = (x - (1 - ALPHAS[t]).sqrt() * (without + guidance * (given - without))) / ALPHAS[t].sqrt()
+        if end is None:
+            return clean
+        step, d = lam[i + 1] - lam[i], clean
+        if before is not None:
+            r = (lam[i] - lam[i - 1]) / step
+            d = (1 + 1 / (2 * r)) * clean - before / (2 * r)
+        x = ((1 - ALPHAS[end]) / (1 - ALPHAS[t])).sqrt() * x - ALPHAS[end].sqrt() * (np.exp(-step) - 1) * d
+        before = clean
+
+
+def test_the_teacher_goes_on_from_the_students_picture_and_its_own_noise(guide, workshop, monkeypatch):
+    monkeypatch.setattr(loop, "PRECISION", torch.float32)
+    torch.manual_seed(0)
+    student, noise, text = network.student_of(guide.unet), torch.randn(2, 4, 16, 16), words(guide, ["a cat", "a dog"])
+    found = refine.refined(guide, student, noise, text, ALPHAS, 3.0)
+    with torch.no_grad():
+        drawn = network.one_step(student, noise, text, ALPHAS)
+    begun = ALPHAS[650].sqrt() * drawn + (1 - ALPHAS[650]).sqrt() * noise
+    assert torch.allclose(found, solved(guide, begun, text, (650, 433, 217), 3.0), atol=1e-3) and (found - drawn).abs().mean() > 0.05
+
+
+def test_targets_are_learnt_a_few_times_and_made_of_the_student_as_it_is_then(guide, tiny_pipe, workshop, monkeypatch):
+    made = []
+
+    def refined(guide, student, noise, text, alphas, guidance):
+        made.extend(noise)
+        return noise + len(made)
+
+    monkeypatch.setattr(refine, "refined", refined)
+    scenes = iter([(torch.zeros(4, 4, 8, 8), torch.zeros(4, 24, dtype=torch.long))] * 40)
+    seen = [batch for batch in refine.batches(guide, None, scenes, 16, 3.0)]
+    assert all(len(noise) == len(tokens) == len(targets) == 12 and len(real) == len(others) == 4 for noise, tokens, targets, others, real in seen)
+    assert len(made) == 12 + 39 * 3 and len(seen) * 12 / len(made) == pytest.approx(refine.AGAIN, rel=0.1)
+    ages = torch.cat([(targets - noise)[:, 0, 0, 0].max() - (targets - noise)[:, 0, 0, 0] for noise, _, targets, *_ in seen])
+    assert 40 < ages.max() < refine.ROOM
+    captions = torch.cat([tokens for _, tokens, *_ in seen])
+    assert len(captions.unique(dim=0)) > 100
+
+
+def test_what_is_refined_is_of_the_moving_average(guide, workshop):
+    seen = []
+
+    def batches(average):
+        while True:
+            seen.append(average.weight.item())
+            yield None
+
+    model = torch.nn.Linear(1, 1, bias=False)
+    average, _ = loop.train("part", model, batches, lambda model, batch: (model.weight.sum(), {}), 0.002, 1e-2, horizon=1000)
+    assert len(set(seen)) > 2 and average.weight.item() != model.weight.item() and not any(p.requires_grad for p in average.parameters())
+
+
 # Score distillation
 
 def test_the_gradient_is_the_difference_of_the_estimates_over_the_teachers_distance():
@@ -526,6 +589,9 @@ def test_the_whole_chain_ends_in_a_folder_that_draws_in_one_step(workshop, guide
     decoder.fit(moment, 4, 1e-3)
     pairs.make(1, 2, 2, 3.0, most=4)
     warmup.fit(moment, 2, 1e-3, fresh=0, room=8)
+    for _ in range(2):
+        refine.fit(moment, 2, 1e-3, fresh=0, room=8)
+    assert [sitting["parent"] for sitting in chain.checkpoint("refine")["sittings"]] == 2 * [chain.checkpoint("warmup")["step"]]
     score.fit(moment, 2, 1e-4)
     done = loop.checkpoint(chain.name("score"))
     score.fit(moment, 2, 1e-4)
@@ -540,7 +606,7 @@ def test_the_whole_chain_ends_in_a_folder_that_draws_in_one_step(workshop, guide
     assert verified.check(folder) == "" and json.loads((workshop / "hashes.json").read_text())["model/unet/config.json"] == "kept"
     told = json.loads((folder / export.ABOUT).read_text())
     assert told["teacher"] == chain.digest() and told["pairs"] == {"count": 4, "steps": 2, "guidance": 3.0}
-    assert set(told["stages"]) == {"decoder", "distil", "warmup", "score"} and told["stages"]["score"]["step"] == again["step"]
+    assert set(told["stages"]) == {"decoder", *UNETS} and told["stages"]["score"]["step"] == again["step"]
     assert told["stages"]["distil"]["sittings"] == loop.checkpoint(chain.name("distil"))["sittings"]
     assert [sitting["lr"] for sitting in told["stages"]["distil"]["sittings"]] == [1e-3, 1e-3]
     pipe = StableDiffusionPipeline.from_pretrained(folder)
@@ -582,10 +648,11 @@ def elsewhere(workshop, guide, tiny_pipe, monkeypatch):
         leave("decoder", network.small_vae(tiny_pipe.vae).decoder.state_dict())
         leave("distil", student)
         leave("warmup", student, parent=3)
+        leave("refine", student, parent=3)
         leave("score", {f"student.{name}": weight for name, weight in student.items()}, parent=3)
         pairs.save(torch.zeros(4, 4, 32, 32).half(), 2, 3.0)
         export.export(workshop, stage)
-        for path in workshop.glob("student-[dsw]*.pt"):
+        for path in workshop.glob("student-[drsw]*.pt"):
             path.unlink()
         return json.loads((workshop / "sdxs" / export.ABOUT).read_text())
 
@@ -594,7 +661,7 @@ def elsewhere(workshop, guide, tiny_pipe, monkeypatch):
 
 def test_any_machine_goes_on_from_the_committed_student(elsewhere, workshop, guide):
     before = elsewhere("warmup")
-    assert chain.checkpoint("distil") is None is chain.checkpoint("score") and chain.parent("warmup") == 3 == chain.parent("score")
+    assert chain.checkpoint("distil") is None is chain.checkpoint("score") and chain.parent("warmup") == 3 == chain.parent("refine")
     assert export.about("warmup") == before
     weight = UNet2DConditionModel.from_pretrained(workshop / "sdxs/unet").conv_in.weight
     assert torch.equal(chain.student(guide, "warmup").conv_in.weight, weight.float())
@@ -605,7 +672,7 @@ def test_any_machine_goes_on_from_the_committed_student(elsewhere, workshop, gui
         assert saved["step"] > 3 and saved["hours"] >= 0.1 and len(saved["sittings"]) == 2 and "test" in told["stages"][stage]["device"]
     assert chain.parent("warmup") == 3 and told["stages"]["distil"] == before["stages"]["distil"]
     assert torch.allclose(chain.student(guide, "warmup").conv_in.weight, weight.float(), atol=0.01)
-    assert chain.parent("score") == chain.checkpoint("warmup")["step"]
+    assert chain.parent("refine") == chain.checkpoint("warmup")["step"]
 
 
 def test_a_committed_student_of_the_full_recipe_is_at_the_end_of_its_mixture(elsewhere, workshop, guide, monkeypatch):
@@ -643,7 +710,7 @@ def test_what_is_trained_here_is_not_mixed_with_what_is_committed(elsewhere, gui
 
 def test_an_interrupted_mixture_goes_on_from_the_share_that_it_reached(workshop, guide, monkeypatch):
     weights = network.student_of(guide.unet).state_dict()
-    leave("warmup", weights)
+    leave("refine", weights)
     pairs.save(torch.zeros(2, 4, 16, 16).half(), 2, 3.0)
     pair = score.Pair(network.student_of(guide.unet), copy.deepcopy(guide.unet))
     pair.share.fill_(0.4)

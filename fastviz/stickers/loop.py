@@ -150,7 +150,7 @@ def train(name, model, batches, loss, minutes, lr, *, optimizers=None, horizon=4
           start=None, recipe=None, passed=None):
     """Trains `model` for `minutes` and returns its moving average (eval mode) and the log.
 
-    batches: iterator; loss(model, batch) -> (scalar tensor, dict of numbers to log), a batch still on the CPU.
+    batches: iterator, or a function of the moving average that gives one; loss(model, batch) -> (scalar tensor, dict of numbers to log), a batch still on the CPU.
     training/<name>.pt is written every `save_every` seconds and continued from when present. report(average) -> dict is
     logged every `report_every` seconds and at the end. decay: the last share of the budget, in which the rate falls. start: what
     to go on from without a checkpoint: a dict of weights (of the model), step, hours and log. recipe: what the checkpoint tells
@@ -184,6 +184,7 @@ def train(name, model, batches, loss, minutes, lr, *, optimizers=None, horizon=4
         print(f"{name}: {row}", flush=True)
         log.append(row)
 
+    batches = batches(average) if callable(batches) else batches
     while elapsed < 60 * minutes:
         share = elapsed / (60 * minutes)
         factor = pace(share, decay=decay)

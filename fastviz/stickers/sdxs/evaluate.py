@@ -26,7 +26,7 @@ SEEDS = 4  # pictures of one prompt, for diversity
 SPREAD = 24  # prompts for diversity
 SHOWN = 4  # prompts in the picture of rows
 EXPORTED = "-shipped"  # ends the folder of the row whose weights are the exported ones
-NAMES = {"distil": "Student, distilled only", "warmup": "Student, warm-up only", "score": "Student, full recipe"}
+NAMES = {"distil": "Student, distilled only", "warmup": "Student, warm-up only", "refine": "Student, refined", "score": "Student, full recipe"}
 FIRST = {1: 0, 2: 100_000, None: 500_000}  # seeds of the pictures of one object, of two, and for diversity begin here
 BARS = {"recall lost": 0.05, "speed": 25, "diversity kept": 0.7, "parameters kept": 0.4}  # the first and the last at most
 

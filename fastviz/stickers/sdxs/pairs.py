@@ -40,10 +40,14 @@ def empty_like(guide, text):
 
 
 @torch.no_grad()
-def finished(guide, noise, text, steps, guidance, unet=None):
-    """The teacher's latents for `noise` after `steps` steps. unet: what is asked in place of the teacher's own."""
-    scheduler, x = few_step.scheduler("dpm", parts.scheduler().config), noise
-    scheduler.set_timesteps(steps, device=noise.device)
+def finished(guide, x, text, steps, guidance, unet=None, begin=None):
+    """The teacher's latents after `steps` steps from x: noise or, with `begin`, latents as noisy as at that timestep. unet: what is
+    asked in place of the teacher's own."""
+    scheduler = few_step.scheduler("dpm", parts.scheduler().config)
+    if begin is None:
+        scheduler.set_timesteps(steps, device=x.device)
+    else:
+        scheduler.set_timesteps(timesteps=[round(begin * left / steps) for left in range(steps, 0, -1)], device=x.device)
     empty = empty_like(guide, text)
     for t in scheduler.timesteps:
         with autocast():

@@ -142,14 +142,14 @@ def head(pair, updates, guide, drawn, alphas, minutes):
 
 
 def fit(minutes, size, lr, decay=0.25):
-    """Goes on from the checkpoint or, without one of the warmed-up student as it is now, from that; the online network begins as
+    """Goes on from the checkpoint or, without one of the refined student as it is now, from that; the online network begins as
     the teacher and follows the student for a while before that moves. The mixture of the losses goes what is left of its way
     within `minutes`: an interrupted sitting is gone on with by telling the minutes that are left; a committed student has gone it.
     decay: see loop.train."""
     parent, name, start = chain.parent("score"), chain.name("score"), chain.checkpoint("score")
     start_seed(name, 13, start)
     guide, alphas = chain.committed_teacher(minutes), chain.alphas()
-    pair = Pair(quick(chain.student(guide, "score" if start else "warmup"), minutes), quick(copy.deepcopy(guide.unet).requires_grad_(True), minutes)).to(DEVICE)
+    pair = Pair(quick(chain.student(guide, "score" if start else "refine"), minutes), quick(copy.deepcopy(guide.unet).requires_grad_(True), minutes)).to(DEVICE)
     own, online = optimizers(pair.student, lr), optimizers(pair.online, PACE * lr)
     pairs, tokens, report = Pairs(guide), partial(chain.tokens_of, guide), warmup.recalled(guide)
     drawn, recipe = batches(pairs, size, tokens), {"batch": size, "parent": parent, "online": ONLINE}

@@ -1,0 +1,60 @@
+"""Refinement: the student learns to draw at once what the teacher makes of its drawing in a few more steps.
+
+Not in SDXS, arXiv 2403.16627, where score distillation follows the warm-up at once. One step sees too few pairs, and where it
+cannot tell from the noise what the teacher would draw, it draws a mean of what that might be. Here the student's own picture
+is mixed with the very noise that it was drawn from, as a step of DDIM to timestep BACK would, and the teacher goes on from
+there in STEPS guided steps. What comes of it shows the same things in the same places, finished. It is a function of the
+noise, as the target of a consistency model is (Song et al., arXiv 2303.01469, algorithm 2, there from one small step), and
+captions are endless. As the student gets better, so do its targets.
+"""
+
+from collections import deque
+
+import torch
+
+from ..loop import compiled, quick, start_seed, train
+from ..muon import optimizers
+from . import chain, distil, network, warmup
+from .pairs import finished
+
+BACK, STEPS = 650, 3  # the timestep that the teacher goes on from, and in how many steps
+ROOM, AGAIN = 64, 4  # targets that are kept, the newest; how often each is learnt on average
+REAL = 0.25  # share of real scenes, noised as in the warm-up
+FRESH = 5_000_000_029  # seeds of captions begin here
+
+
+@torch.no_grad()
+def refined(guide, student, noise, text, alphas, guidance):
+    """The latents that the teacher makes of what the student draws from `noise` (B, 4, h, w)."""
+    drawn = network.one_step(student, noise, text, alphas)
+    begun = network.noised(drawn, noise, alphas[torch.full((len(noise),), BACK, device=noise.device)])
+    return finished(guide, begun, text, STEPS, guidance, begin=BACK)
+
+
+def batches(guide, student, scenes, size, guidance):
+    """Endless batches of `size` for warmup.loss_of; student: the moving average, which the targets are made of; scenes: endless
+    (latents, tokens) of the real ones among them."""
+    kept, alphas, seed = deque(maxlen=ROOM), chain.alphas(), FRESH + int(torch.randint(10 ** 9, ()))
+    for latents, tokens in scenes:
+        wanted = size - len(latents)
+        few = max(1, wanted // AGAIN)
+        for _ in range(1 if kept else -(-wanted // few)):
+            asked = chain.tokens_of(guide, chain.captions(range(seed, seed + few)))
+            noise, seed = torch.randn(few, *latents.shape[1:], device=latents.device), seed + few
+            kept.extend(zip(noise, asked, refined(guide, student, noise, chain.embedded(guide, asked), alphas, guidance)))
+        noise, asked, targets = map(torch.stack, zip(*(kept[i] for i in torch.randperm(len(kept))[:wanted].tolist())))
+        yield noise, asked, targets, tokens, latents
+
+
+def fit(minutes, size, lr, decay=0.25, fresh=1.0, room=12_000):
+    """Goes on from the checkpoint or, without one, from the warmed-up student as it is now. fresh: new scenes per batch; decay: see
+    loop.train."""
+    parent, start = chain.parent("refine"), chain.checkpoint("refine")
+    seed = start_seed(chain.name("refine"), 14, start)
+    guide = chain.committed_teacher(minutes)
+    student = quick(chain.student(guide, "refine" if start else "warmup"), minutes)
+    loss = warmup.loss_of(guide, chain.alphas(), compiled(network.downwards, minutes))
+    scenes = distil.scenes(guide, chain.small_autoencoder().encoder, max(1, round(REAL * size)), fresh, room, seed)
+    return train(chain.name("refine"), student, lambda average: batches(guide, average, scenes, size, chain.MODEL.guidance), loss, minutes, lr,
+                 optimizers=optimizers(student, lr), horizon=100, decay=decay, report=warmup.recalled(guide), report_every=300, start=start,
+                 recipe={"batch": size, "parent": parent})
