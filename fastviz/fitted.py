@@ -12,9 +12,15 @@ def folder(pipe):
     return Path(name) if name and Path(name).is_dir() else None
 
 
+def beside(folder, name):
+    """The folder of what was fitted to the model in `folder`. One that is not called "model" may have others of its kind beside it,
+    and what is fitted to it carries its name."""
+    return folder.with_name(name if folder.name == "model" else f"{folder.name}-{name}")
+
+
 def student(folder):
-    """Where the one-step student of the model in `folder` lies: beside it, a folder that diffusers reads as a pipeline."""
-    return folder.parent / "sdxs"
+    """Where the one-step student of the model in `folder` lies: a folder that diffusers reads as a pipeline."""
+    return beside(folder, "sdxs")
 
 
 def weights(folder):

@@ -16,7 +16,7 @@ ABOUT = "sketch.json"  # in the network's folder: whose it is, how it was traine
 
 def path_of(folder):
     """Where the network for the model in `folder` lies."""
-    return folder.parent / "sketch"
+    return fitted.beside(folder, "sketch")
 
 
 def students_path(folder):

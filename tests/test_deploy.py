@@ -634,6 +634,7 @@ def test_what_is_fitted_to_a_model_can_be_made_for_an_own_folder(cloned, table, 
                       ["search", "reuse", "--steps", "4", "--reuse", "2", "--held-out", "2", "--rejects", "1", "--restarts", "0", "--equal", "flops"]):
         table.pop("own")
         assert main([*arguments, *own, *quick]) == 0, capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"own", "own-olss", "own-reuse"}  # another folder beside it has its own
     for arguments in (["search", "one-reuse", "--steps", "2", *quick, "--out", str(tmp_path / "one.json")], ["search", "report"],
                       ["sweep", "a cat", "--rows", "tome", "--steps", "2"]):
         table.pop("own")

@@ -80,7 +80,7 @@ def gamma_of(knobs, steps, pipe=None):
 
 def schedule_file(folder, steps, k, maps, keep):
     """Where the searched schedule for the model in `folder` lies: beside it."""
-    return folder.parent / "reuse" / f"{steps}-{k}-{maps}-{keep}.json"
+    return fitted.beside(folder, "reuse") / f"{steps}-{k}-{maps}-{keep}.json"
 
 
 def searched(folder, steps, k, maps, keep, scheduler):

@@ -49,7 +49,7 @@ def kinds(knobs, steps):
 
 def path_of(folder, search, steps, guidance):
     """Where the coefficients for the model in `folder` lie, beside it: a scheduler configuration as diffusers reads it."""
-    return folder.parent / "olss" / f"{search}-{steps}-guidance-{guidance:g}.json"
+    return fitted.beside(folder, "olss") / f"{search}-{steps}-guidance-{guidance:g}.json"
 
 
 def load(folder, search, steps, guidance):

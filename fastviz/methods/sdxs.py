@@ -81,7 +81,7 @@ def previewing(pipe):
     folder, small = fitted.folder(pipe), None
     if folder:
         with suppress(verified.BadModel):
-            small = models.load_tiny(folder.parent / "tiny", pipe.vae.dtype)
+            small = models.load_tiny(fitted.beside(folder, "tiny"), pipe.vae.dtype)
     with suppress(Refused):
         small = small or load(pipe).vae
     if small is None:
