@@ -63,7 +63,9 @@ student-distil: .venv/.app
 	for stage in distil student-decoder pairs; do $(STICKERS) $$stage --minutes 1 --batch 64 || exit; done
 
 student-score: .venv/.app
-	for stage in warmup refine score; do $(STICKERS) $$stage --minutes 1 --batch 64 || exit; done
+	$(STICKERS) warmup --minutes 0.5 --batch 64
+	$(STICKERS) refine --minutes 1 --batch 64
+	$(STICKERS) score --minutes 0.5 --batch 64
 	$(STICKERS) export-student
 
 student-figures: .venv/.app
