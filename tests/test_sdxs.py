@@ -398,6 +398,8 @@ def test_targets_are_learnt_a_few_times_and_made_of_the_student_as_it_is_then(gu
     assert 40 < ages.max() < refine.ROOM
     captions = torch.cat([tokens for _, tokens, *_ in seen])
     assert len(captions.unique(dim=0)) > 100
+    noise, *_ = next(refine.batches(guide, None, iter([(torch.zeros(4, 4, 8, 8), None)]), 2 * refine.ROOM, 3.0))
+    assert len(noise) == 2 * refine.ROOM - 4  # as many as asked for, where more are than are kept otherwise
 
 
 def test_what_is_refined_is_of_the_moving_average(guide, workshop):

@@ -18,7 +18,7 @@ from . import chain, distil, network, warmup
 from .pairs import finished
 
 BACK, STEPS = 650, 3  # the timestep that the teacher goes on from, and in how many steps
-ROOM, AGAIN = 64, 4  # targets that are kept, the newest; how often each is learnt on average
+ROOM, AGAIN = 64, 4  # targets that are kept at least, the newest; how often each is learnt on average
 REAL = 0.25  # share of real scenes, noised as in the warm-up
 FRESH = 5_000_000_029  # seeds of captions begin here
 
@@ -34,7 +34,7 @@ def refined(guide, student, noise, text, alphas, guidance):
 def batches(guide, student, scenes, size, guidance):
     """Endless batches of `size` for warmup.loss_of; student: the moving average, which the targets are made of; scenes: endless
     (latents, tokens) of the real ones among them."""
-    kept, alphas, seed = deque(maxlen=ROOM), chain.alphas(), FRESH + int(torch.randint(10 ** 9, ()))
+    kept, alphas, seed = deque(maxlen=max(ROOM, size)), chain.alphas(), FRESH + int(torch.randint(10 ** 9, ()))
     for latents, tokens in scenes:
         wanted = size - len(latents)
         few = max(1, wanted // AGAIN)
