@@ -10,7 +10,7 @@ STEPS = {  # name -> commands, each resumable; the longest come last
               "--held-out", "18", "--refit"]],
     "sketch": [["fastviz.stickers", "sketch", "--minutes", "30"], ["fastviz.stickers", "export-sketch"]],
     "lessons": [["fastviz.lessons"]],
-    "claims": [["fastviz", "bench", "claims", "--out", "assets/bench/claims.json"],
+    "claims": [["fastviz", "bench", "claims", "--count", "32", "--out", "assets/bench/claims.json"],
                ["fastviz", "bench", "rank", "--out", "assets/bench/rank.json"]],
     "behaviour": [["fastviz.stickers", "behaviour"]],
     "reuse": [["fastviz", "search", "reuse", "--steps", str(steps), "--reuse", str(round(share * steps)), "--held-out", "64"]
