@@ -6,6 +6,10 @@ is mixed with the very noise that it was drawn from, as a step of DDIM to timest
 there in STEPS guided steps. What comes of it shows the same things in the same places, finished. It is a function of the
 noise, as the target of a consistency model is (Song et al., arXiv 2303.01469, algorithm 2, there from one small step), and
 captions are endless. As the student gets better, so do its targets.
+
+The less noise, the closer the targets lie to what the student draws, and the less of them is chance. Of a student with recall .75
+of one object and .47 of two, on 32 prompts each: from timestep 650 in 3 steps targets of .97 and .84 at a mean square distance of
+.148, from 200 in 2 steps 1.0 and .81 at .082; in one step from there .91 and .72.
 """
 
 from collections import deque
@@ -17,7 +21,7 @@ from ..muon import optimizers
 from . import chain, distil, network, warmup
 from .pairs import finished
 
-BACK, STEPS = 650, 3  # the timestep that the teacher goes on from, and in how many steps
+BACK, STEPS = 200, 2  # the timestep that the teacher goes on from, and in how many steps
 ROOM, AGAIN = 64, 4  # targets that are kept at least, the newest; how often each is learnt on average
 REAL = 0.25  # share of real scenes, noised as in the warm-up
 FRESH = 5_000_000_029  # seeds of captions begin here
