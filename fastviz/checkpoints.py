@@ -30,8 +30,8 @@ class Model:
     """One model that a request may name.
 
     source: its folder, from the project's root or absolute; None for what is fetched; own: that is a folder of the
-    operator's, which we did not make; size, sizes: px; steps, guidance:
-    its defaults; closed: its language has only the words of its vocabulary, and others are named to the user; hub,
+    operator's, which we did not make; size, sizes: px; one_size: it was trained at `size` alone, the others are for timing; steps,
+    guidance: its defaults; closed: its language has only the words of its vocabulary, and others are named to the user; hub,
     revision: where it is fetched from, a commit; variant: of its files, "" for the plain ones; dtype: "half" on a GPU or "float32" everywhere; parameters: in millions, of all that is loaded;
     working: GiB beside the weights, for Python, torch and the activations of one guided picture at its own size;
     scheduler: "ddim", or "own" for what lies in the folder; most_steps, most_guidance: upper bounds; methods: keys that do
@@ -48,6 +48,7 @@ class Model:
     guidance: float
     licence: str
     closed: bool = False
+    one_size: bool = False
     hub: str = ""
     revision: str = ""
     variant: str = ""
@@ -107,7 +108,7 @@ distilled = functools.partial(Model, source=None, size=512, sizes=(256, 384, 512
 
 MODELS = {model.key: model for model in (
     Model("stickers", "Stickers (embedded)", "assets/stickers/model", 256, (128, 256, 384, 512), 50, 3.0, "Apache-2.0",
-          closed=True, parameters=13.0, methods=(*EVERY, "sdxs"),
+          closed=True, one_size=True, parameters=13.0, methods=(*EVERY, "sdxs"),
           begins="atedm(ratio=0.3,recover=update,finest=false)"),  # so small a network has few tokens to spare
     diffusion("sd15", "Stable Diffusion 1.5", licence="CreativeML OpenRAIL-M",
               hub="stable-diffusion-v1-5/stable-diffusion-v1-5", revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14"),

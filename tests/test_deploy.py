@@ -205,6 +205,13 @@ def test_another_model_brings_its_own_values_and_switches_off_what_does_nothing_
     assert [(few.value, few.maximum) for few in (ask.own(key)[1] for key in ("sdxs", "sd-turbo", "sdxl"))] == [(1, 1), (1, 4), (15, 100)]
 
 
+def test_sizes_that_the_embedded_model_was_not_trained_on_are_offered_for_timing():
+    ask = Page(profile.load()).ask
+    told = ["128 x 128, timing only", "256 x 256", "384 x 384, timing only", "512 x 512, timing only"]
+    assert [choice[0] for choice in ask.controls["size"].choices] == [choice[0] for choice in ask.own("stickers")[3].choices] == told
+    assert ask.own("sd15")[3].choices[0][0] == "256 x 256"
+
+
 @pytest.mark.parametrize("key", [key for key in models.MODELS if key != "stickers"])
 def test_every_box_that_another_model_leaves_open_can_be_pressed_and_run(key):
     """With the values that the page brings when the model is chosen, and when a link to it is opened."""

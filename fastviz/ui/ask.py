@@ -94,9 +94,7 @@ class Ask:
         self.add("more", gr.Textbox("", label="More rows", placeholder="tome(ratio=0.25), tome+attention_reuse",
                                     max_lines=1, elem_id="ask-more", info="As on the command line, separated by commas."))
         model = MODELS[self.profile.models[0]]
-        offered = [size for size in model.sizes if size <= self.profile.max_size]
-        self.add("size", gr.Dropdown([(f"{size} x {size}", size) for size in offered], value=model.size, filterable=False,
-                                     label="Picture size", elem_id="ask-size",
+        self.add("size", gr.Dropdown(self.offered(model), value=model.size, filterable=False, label="Picture size", elem_id="ask-size",
                                      info="In pixels. Pictures look best in the size that the model was trained for."))
 
     def own(self, key):
@@ -114,8 +112,12 @@ class Ask:
         return gr.Slider(maximum=max(2, most), value=steps, interactive=most > 1), gr.Slider(maximum=most, value=few)
 
     def sizes(self, model, size):
-        offered = [each for each in model.sizes if each <= self.profile.max_size]
-        return gr.Dropdown([(f"{each} x {each}", each) for each in offered], value=size)
+        return gr.Dropdown(self.offered(model), value=size)
+
+    def offered(self, model):
+        """(label, size) of every size that may be chosen."""
+        told = ", timing only" if model.one_size else ""
+        return [(f"{size} x {size}{told if size != model.size else ''}", size) for size in model.sizes if size <= self.profile.max_size]
 
     def request(self, values):
         """The controls' values, as they came from outside, -> a checked Request. BadRequest names the field."""
