@@ -322,9 +322,9 @@ def test_features_are_compared_in_a_window_where_the_two_are_furthest_apart(guid
     assert {int(one[0, 0, 0, 0]) for one, _ in seen} == set(range(17))
     apart = torch.zeros(2, 1, 32, 32)
     apart[0, :, 2:6, 3:7] = apart[1, :, 25:29, 28:32] = 1  # each picture of a batch has a window of its own
-    one, other = warmup.windows(apart, torch.zeros_like(apart))
-    assert (one.sum((1, 2, 3)) > 0).all()
-    assert not other.any()
+    found = [warmup.windows(apart, torch.zeros_like(apart)) for _ in range(100)]
+    held = torch.stack([one.sum((1, 2, 3)) for one, _ in found])
+    assert (held > 0).all() and (held.mean(0) > 12).all() and not any(other.any() for _, other in found)  # 16 is all of it
     assert warmup.windows(apart[..., :8, :8], apart[..., :8, :8])[0].shape == (2, 1, 8, 8)  # smaller pictures: whole
     drawn, latents, calls = torch.randn(2, 4, 32, 32, requires_grad=True), torch.zeros(2, 4, 32, 32), []
 

@@ -345,7 +345,11 @@ def test_a_larger_teacher_is_trained_gone_on_with_and_exported(tmp_path, monkeyp
     model, card = teacher.trained("large")
     assert teacher.size_of(model.state_dict()) == "large" and card["step"] >= 2
     assert teacher.size_of(teacher.trained()[0].state_dict()) == "small"  # the shipped one, beside it
-    export.export(tmp_path / "shipped", "large")
+    files = []
+    for folder in (tmp_path / "shipped", tmp_path / "again"):
+        export.export(folder, "large")
+        files.append({path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()})
+    assert files[0] == files[1] and len(files[0]) > 8  # one training run: the same bytes every time
     monkeypatch.setattr(loop, "SHIPPED", tmp_path / "shipped")
     monkeypatch.setattr(teacher, "SHIPPED", tmp_path / "shipped")
     back = teacher.built(teacher.committed()["weights"]).unet
@@ -476,7 +480,7 @@ def test_all_that_is_made_from_the_weights_is_renewed_in_order_until_something_f
     monkeypatch.setattr(rebuild.subprocess, "run", lambda command: ran.append(" ".join(command[2:])) or SimpleNamespace(returncode=int("sketch" in command)))
     with pytest.raises(SystemExit, match="sketch failed with exit code 1"):
         rebuild.rebuild()
-    assert ran[:2] == ["fastviz.stickers export --network small", "fastviz.stickers evaluate"] and len(ran) == 4
+    assert ran[:2] == ["fastviz.stickers export --network small", "fastviz.stickers evaluate --count 256"] and len(ran) == 4
     assert ran[2] in (loop.SHIPPED.parents[1] / "README.md").read_text()  # the command that its table names
     with pytest.raises(SystemExit, match="choose from export, evaluate"):
         rebuild.rebuild(["everything"])

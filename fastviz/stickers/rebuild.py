@@ -5,7 +5,7 @@ import sys
 
 STEPS = {  # name -> commands, each resumable; the longest come last
     "export": [["fastviz.stickers", "export"]],
-    "evaluate": [["fastviz.stickers", "evaluate"]],
+    "evaluate": [["fastviz.stickers", "evaluate", "--count", "256"]],
     "olss": [["fastviz", "fit", "olss", "--steps", "4,5,6,8,10,20", "--search", "olss,olss-p", "--guidance", "3", "--prompts", "16",
               "--held-out", "18", "--refit"]],
     "sketch": [["fastviz.stickers", "sketch", "--minutes", "30"], ["fastviz.stickers", "export-sketch"]],
