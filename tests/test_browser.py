@@ -417,12 +417,9 @@ def test_a_link_restores_the_controls(visit):
 
 
 def test_a_dropped_picture_restores_the_controls_and_stays_here(visit):
-    wanted = Request("an owl — at night", seed=5, steps=6, size=128, methods="full,attention_reuse")
-    file = io.BytesIO()
-    store.save_png(Image.new("RGB", (128, 128)), file, store.recipe(wanted))
     tab, sent = visit(), []
     tab.page.on("request", lambda asked: sent.append((asked.url, asked.post_data_buffer or b"")))
-    drop(tab.page, file.getvalue(), "recipe.png")
+    drop(tab.page, saved(Request("an owl — at night", seed=5, steps=6, size=128, methods="full,attention_reuse")), "recipe.png")
     tab.wait("restored")
     assert tab.prompt.input_value() == "an owl — at night" and tab.seen("seed") == "5"
     assert tab.page.locator("#method-attention_reuse input").is_checked() and not tab.page.locator("#method-tome input").is_checked()
@@ -430,6 +427,30 @@ def test_a_dropped_picture_restores_the_controls_and_stays_here(visit):
     drop(tab.page, b"\x89PNG\r\n\x1a\n and then nothing", "broken.png")
     tab.wait("refused")
     assert "no recipe" in tab.words
+
+
+def test_a_slow_answer_to_the_address_takes_nothing_back(visit):
+    """What the server says of the page's address can arrive after a picture was dropped."""
+    tab, held = visit(), []
+    tab.page.route("**/gradio_api/run/predict", lambda route: held.append(route) if not held else route.continue_())
+    tab.page.reload(wait_until="commit")
+    tab.page.wait_for_function("ids => ids.every((id) => document.getElementById(id))", arg=PARTS)
+    while not held:
+        tab.page.wait_for_timeout(50)
+    assert json.loads(held[0].request.post_data)["data"] == []  # the address travels in the request itself
+    drop(tab.page, saved(Request("an owl — at night", seed=5)), "recipe.png")
+    tab.wait("restored")
+    with tab.page.expect_response(lambda answer: answer.request.post_data == held[0].request.post_data):
+        held[0].continue_()
+    tab.page.wait_for_timeout(500)
+    assert tab.wait("restored", "idle") == "restored" and tab.prompt.input_value() == "an owl — at night"
+
+
+def saved(request):
+    """A picture's file, with the recipe of `request` inside."""
+    file = io.BytesIO()
+    store.save_png(Image.new("RGB", (128, 128)), file, store.recipe(request))
+    return file.getvalue()
 
 
 def drop(page, content, name):

@@ -22,11 +22,12 @@ class Restore:
         return self.restored(lambda: parse(text), store.read_recipe, "Settings restored from the picture.")
 
     def from_link(self, request: gr.Request):
-        """The controls as the page's address tells; without a prompt in it, they stay as they are."""
+        """The controls as the page's address tells. Without a prompt in it nothing is said: by the time that this answer
+        arrives, something else may have begun."""
         told = {name: value for name, value in dict(request.query_params).items() if not name.startswith("__")}
         if "prompt" in told:
             return self.restored(lambda: told, store.from_query, "Settings restored from the link.")
-        return IDLE, *[gr.skip()] * len(self.ask.controls)
+        return [gr.skip()] * (1 + len(self.ask.controls))
 
     def restored(self, find, read, sentence):
         """find(): what a recipe or a link tells; read(told): its Request."""
