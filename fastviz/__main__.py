@@ -41,7 +41,7 @@ def arguments():
     fit = commands.add_parser("fit", help="fit a schedule to a model", add_help=False)
     fit.add_argument("which", choices=["olss"])
     bench = commands.add_parser("bench", help="measure side by side with peers, or count against papers", add_help=False)
-    bench.add_argument("which", choices=["local", "flops", "claims", "blocks", "rank", "olss", "gpu", "paint"])
+    bench.add_argument("which", choices=["local", "flops", "claims", "blocks", "rank", "olss", "gpu", "paint", "photo"])
     search = commands.add_parser("search", help="search a schedule on this model, or see why one is good", add_help=False)
     search.add_argument("which", choices=["reuse", "one-reuse", "report"])
     return parser
@@ -263,10 +263,10 @@ def run_deploy(args):
 
 
 def run_bench(args, rest):
-    from .bench import blocks, claims, flops, gpu, local, olss, paint, rank
+    from .bench import blocks, claims, flops, gpu, local, olss, paint, photo, rank
 
     commands = {"local": local, "flops": flops, "claims": claims, "blocks": blocks, "rank": rank, "olss": olss, "gpu": gpu,
-                "paint": paint}
+                "paint": paint, "photo": photo}
     return commands[args.which].main(rest) or 0
 
 

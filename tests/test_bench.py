@@ -5,13 +5,16 @@ import math
 import os
 from statistics import median
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fastviz import cost, models
-from fastviz.bench import local, page, paint
+from fastviz.bench import local, page, paint, photo
 from fastviz.request import Request, parse_stack
 
 REQUIRED = os.environ.get("FASTVIZ_BROWSER") == "required"
+BROWSER = pytest.mark.skipif(not paint.chromium() and not REQUIRED, reason="no Chromium here: install it, for example apt-get install chromium")
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +54,12 @@ def test_broadcast_reuses_in_every_second_step(tiny_pipe, asked):
     assert attention(4) == 2 * attention(2) > 0 and attention(3) == attention(2)
 
 
-def test_whole_benchmark(asked, capsys):
-    local.main(["--model", "tiny", "--steps", "4", "--repeats", "2", "--no-page"])
+def test_whole_benchmark(asked, capsys, tmp_path):
+    (tmp_path / "runs.json").write_text('[{"weights": "other"}]')
+    local.main(["--model", "tiny", "--steps", "4", "--repeats", "2", "--no-page", "--out", str(tmp_path / "runs.json")])
     shown = capsys.readouterr().out.splitlines()
     found = json.loads(shown[-1])
+    assert json.loads((tmp_path / "runs.json").read_text()) == [found]
     rows = {row["name"]: row for row in found["rows"]}
     assert set(rows) >= {*local.OURS, local.BARE, local.TOMESD, local.BROADCAST}
     for name, row in rows.items():
@@ -66,6 +71,12 @@ def test_whole_benchmark(asked, capsys):
     assert set(found["ratios"]) == {f"{a} / {b}" for a, b in local.PAIRS} and found["overhead"] >= 1
     if isinstance(found["lpips_name"], str) and found["lpips_name"].startswith("LPIPS"):
         assert rows["full"]["lpips"] == rows[local.BARE]["lpips"] == 0 < rows[local.TOMESD]["lpips"]
+
+
+def test_runs_of_the_same_weights_are_kept_together(tmp_path):
+    for run in (dict(weights="a", at=1), dict(weights="a", at=2), dict(weights="b", at=3), dict(weights="b", at=4)):
+        local.kept(tmp_path / "runs.json", run)
+    assert json.loads((tmp_path / "runs.json").read_text()) == [dict(weights="b", at=4), dict(weights="b", at=3)]
 
 
 def test_rounds_take_every_lane_through_the_same_request_before_the_next(tiny_pipe, asked):
@@ -104,7 +115,16 @@ def test_a_server_that_ends_says_why(monkeypatch):
         page.times(Request("a cat", steps=1, size=128))
 
 
-@pytest.mark.skipif(not paint.chromium() and not REQUIRED, reason="no Chromium here: install it, for example apt-get install chromium")
+@BROWSER
+def test_the_page_is_photographed_with_its_pictures(tmp_path):
+    photo.main(["--prompt", "an owl at night", "--seed", "5", "--width", "900", "--height", "800", "--out", str(tmp_path / "page.webp"),
+                "--steps", "2", "--methods", "full,tome"])
+    with Image.open(tmp_path / "page.webp") as shown:
+        dark = (np.asarray(shown.convert("L")) < 60).mean()
+        assert shown.size == (900, 800) and 0.1 < dark < 0.2  # two pictures of the night on a light page
+
+
+@BROWSER
 def test_the_page_is_painted_beside_an_empty_one():
     found, pen, moments = paint.measure(1, Request("a cat and a dog", steps=3, size=128, repeats=1))
     assert set(moments) == set(paint.MOMENTS) and all(0 < seconds < 20 for each in moments.values() for seconds in each)

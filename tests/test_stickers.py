@@ -13,7 +13,9 @@ from PIL import Image, ImageFilter
 from safetensors.torch import save_file
 
 from fastviz import models, verified
-from fastviz.stickers import autoencoder, behaviour, card, evaluate, export, judge, loop, measures, muon, parts, progress, rebuild, teacher, words, world
+from fastviz.__main__ import arguments
+from fastviz.stickers import autoencoder, behaviour, card, diagnose, evaluate, export, judge, loop, measures, muon, parts, progress, rebuild, teacher, words, world
+from fastviz.stickers.__main__ import STAGES
 from fastviz.stickers.loop import follow, pace
 
 
@@ -475,12 +477,53 @@ def test_a_cell_of_that_table_holds_shares():
     assert all(found[name] in (0, 0.25, 0.5, 0.75, 1) for name in behaviour.LINES) and found["steps"] == 3
 
 
+def test_what_stands_in_place_of_an_object_is_counted():
+    """Of real scenes everything is found; of the pictures of others, nothing, and what they show is told."""
+    scenes = [world.Scene("", "meadow", (world.place_alone(random.Random(i), name, "big"),), None, i) for i, name in enumerate(("cat", "pizza", "cat", "bus"))]
+    cat, pizza, other, bus = pictures = [world.render(scene) for scene in scenes]
+    right = diagnose.by_object(scenes, pictures)
+    assert [(row["name"], row["asked"], row["found"], row["read"]) for row in right] == [("cat", 2, 2, {}), ("bus", 1, 1, {}), ("pizza", 1, 1, {})]
+    wrong = diagnose.by_object(scenes, [pizza, cat, other, Image.new("RGB", (256, 256), "white")])
+    assert wrong[0] == {"name": "bus", "asked": 1, "found": 0, "read": {"nothing": 1}} and wrong[1] == {"name": "pizza", "asked": 1, "found": 0, "read": {"cat": 1}}
+    assert wrong[2] == {"name": "cat", "asked": 2, "found": 1, "read": {"pizza": 1}}
+
+
+def test_seen_prompts_are_said_as_held_out_ones_and_were_in_training():
+    for split, out in (("seen", False), ("heldout", True)):
+        scenes = evaluate.prompts(60, 5, 2, split)
+        assert {words.held_out([s.name for s in scene.stickers], scene.background) for scene in scenes} == {out}
+        assert all(any(phrase in scene.caption for phrase in words.BACKGROUNDS[scene.background]) for scene in scenes)
+
+
+def test_where_the_model_falls_short_is_measured_and_told(monkeypatch, tmp_path, capsys):
+    for module in (diagnose, card):
+        monkeypatch.setattr(module, "FOLDER" if module is diagnose else "SHIPPED", tmp_path)
+    monkeypatch.setattr(diagnose, "FILE", tmp_path / "diagnosis.json")
+    shutil.copytree(loop.SHIPPED / "judge", tmp_path / "judge")
+    for name in ("evaluation.json", "training.json"):
+        shutil.copy(loop.SHIPPED / name, tmp_path)
+    diagnose.main(2, 2, 3.0)
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told == json.loads((tmp_path / "diagnosis.json").read_text()) and (tmp_path / "weakest.webp").exists()
+    assert [each["objects"] for each in told["recall"]["decoded"]] == [1.0, 1.0]  # the autoencoder keeps what is to be seen
+    assert sum(row["asked"] for row in told["objects"]) == 12 and all(row["found"] <= row["asked"] for row in told["objects"])
+    errors = [list(each.values()) for each in told["losses"].values()]
+    assert all(each == sorted(each, reverse=True) and len(each) == len(diagnose.TIMESTEPS) for each in errors)  # noise tells itself
+    text = (tmp_path / "README.md").read_text()
+    assert "| object found, one asked |" in text and "t = 950" in text
+    (tmp_path / "diagnosis.json").write_text(json.dumps(told | {"weights": "other"}))
+    card.write()
+    assert "falls short" not in (tmp_path / "README.md").read_text()
+
+
 def test_all_that_is_made_from_the_weights_is_renewed_in_order_until_something_fails(monkeypatch):
     ran = []
     monkeypatch.setattr(rebuild.subprocess, "run", lambda command: ran.append(" ".join(command[2:])) or SimpleNamespace(returncode=int("sketch" in command)))
     with pytest.raises(SystemExit, match="sketch failed with exit code 1"):
         rebuild.rebuild()
     assert ran[:2] == ["fastviz.stickers export --network small", "fastviz.stickers evaluate --count 256"] and len(ran) == 4
+    for module, *told in (command for commands in rebuild.STEPS.values() for command in commands):
+        assert told[0] in STAGES if module == "fastviz.stickers" else module == "fastviz.lessons" or arguments().parse_known_args(told)
     assert ran[2] in (loop.SHIPPED.parents[1] / "README.md").read_text()  # the command that its table names
     with pytest.raises(SystemExit, match="choose from export, evaluate"):
         rebuild.rebuild(["everything"])

@@ -11,13 +11,14 @@ import copy
 import json
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import mean, median
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import cost, metrics, models
+from .. import cost, fitted, metrics, models
 from ..compare import compare, environment
 from ..methods import few_step, steps_of
 from ..request import Request, parse_stack
@@ -211,6 +212,13 @@ def score(row):
     return "-" if row["lpips"] is None else f"{row['lpips']:.4f}"
 
 
+def kept(path, found):
+    """Adds a run to a file of runs, the latest first; those of other weights leave it."""
+    before = json.loads(path.read_text()) if path.exists() else []
+    runs = [found] + [run for run in before if run.get("weights") == found["weights"]]
+    path.write_text(json.dumps(runs, indent=1, allow_nan=False) + "\n")
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m fastviz bench local", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="stickers", choices=models.MODELS)
@@ -219,11 +227,13 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-page", action="store_true", help="do not start the page to time it")
+    parser.add_argument("--out", help="file that the JSON is added to, beside other runs of the same weights")
     args = parser.parse_args(argv)
     request = Request(PROMPTS[0], seed=args.seed, steps=args.steps, size=args.size, model=args.model,
                       repeats=args.repeats, methods="full")
     asked = {name: getattr(request, name) for name in ("model", "steps", "size", "guidance", "repeats")}
-    found = {"bench": "local", "environment": environment(models.load(request.model)), "request": asked}
+    weights = fitted.weights(models.MODELS[request.model].folder)
+    found = {"bench": "local", "weights": weights, "environment": environment(models.load(request.model)), "request": asked}
     print("  ".join(f"{name}: {value}" for name, value in {**found["environment"], **asked}.items()))
     found.update(measure(request, request.repeats))
     print(f"\nDistance: {found['lpips_name']}. Seconds: medians of {request.repeats} rounds.\n")
@@ -235,6 +245,8 @@ def main(argv=None):
         found["page"] = page.times(request)
         print("page: served after {served:.1f} s; a picture {first_picture:.1f} s after Run when that is pressed at once, "
               "{next_picture:.1f} s when the model is loaded".format(**found["page"]))
+    if args.out:
+        kept(Path(args.out), found)
     print(json.dumps(found, allow_nan=False))
 
 

@@ -19,6 +19,7 @@ STAGES = {
     "heeded": "3d: which words of a caption the teacher heeds, by noise level",
     "experiments": "3e: what else might have been done: a short training of each, in a table",
     "evaluate": "4: figures and contact sheet of the shipped model",
+    "diagnose": "4a: where the shipped model falls short: beside what training showed it, what its decoder allows, by object, by timestep",
     "behaviour": "4b: figures of the shipped model at other steps and guidance, as a table and curves",
     "export": "5: write the trained model to assets/stickers",
     "rebuild": "5b: export, and renew all that is made from the weights: figures, fitted and searched schedules, sketches, lessons",
@@ -84,8 +85,8 @@ def main():
             stage.add_argument("--minutes", type=float, default=10, help="time budget of each")
         if name == "heeded":
             stage.add_argument("--count", type=int, default=48, help="scenes for each kind of word")
-        if name in ("evaluate", "evaluate-sketch", "progress"):
-            quick = name == "progress"
+        if name in ("evaluate", "evaluate-sketch", "progress", "diagnose"):
+            quick = name in ("progress", "diagnose")
             stage.add_argument("--count", type=int, default=32 if quick else 64, help="prompts for each number of objects")
             stage.add_argument("--steps", type=int, default=25 if quick else 50)
             stage.add_argument("--guidance", type=float, default=3.0)
@@ -95,7 +96,7 @@ def main():
 
 
 def run(args):
-    from . import autoencoder, behaviour, evaluate, experiments, export, heeded, judge, progress, retext, sketch, teacher, world
+    from . import autoencoder, behaviour, diagnose, evaluate, experiments, export, heeded, judge, progress, retext, sketch, teacher, world
 
     if args.stage == "atlas":
         world.render_atlas().save(world.ATLAS, quality=92, method=6)
@@ -121,6 +122,8 @@ def run(args):
         heeded.main(args.count, args.network)
     elif args.stage == "experiments":
         experiments.main(args.minutes, args.names)
+    elif args.stage == "diagnose":
+        diagnose.main(args.count, args.steps, args.guidance)
     elif args.stage == "progress":
         progress.main(args.count, args.steps, args.guidance, args.network)
     elif args.stage in sketch.STAGES:

@@ -71,13 +71,33 @@ Autoencoder on held-out scenes: {psnr} dB PSNR{small}. The judge itself, on 1000
 {judge[object]:.1%}, both of two {judge[pair]:.1%}, background {judge[background]:.1%}, relation {judge[relation]:.1%}, an
 object seen where there is none {judge[false]:.1%}.
 
-{behaviour}{student}{tried}## Limits
+{diagnosis}{behaviour}{student}{tried}## Limits
 
 {limits}
 
 ## Licences
 
 Weights and code: Apache-2.0. The stickers are pictures of Noto Color Emoji (Apache-2.0; font SIL OFL-1.1).
+"""
+
+DIAGNOSIS = """### Where it falls short
+
+{prompts} prompts with one object and as many with two in each column, {steps} steps, guidance {guidance}
+(`python -m fastviz.stickers diagnose --count {prompts} --steps {steps}`). "Seen" prompts name things that training showed together, other
+pictures of them; "decoded" are the held-out scenes themselves after the autoencoder: what it allows at best.
+
+| | held-out | seen | decoded |
+|---|---|---|---|
+{rows}
+
+| mean square error of the noise estimate, {scenes} scenes | {head} |
+|---|{rule}
+{losses}
+
+The ten objects that are found least, of the pictures of the first two columns, and what stood in their place: {worst}.
+
+![Pictures of these in which an object was missed](weakest.webp)
+
 """
 
 BEHAVIOUR = """### At other steps and guidance
@@ -145,6 +165,30 @@ def limits(told):
     return "\n".join(lines + ["Fine detail is soft. Sizes other than 256 px are for timing: it was never trained on them."])
 
 
+def percent(share):
+    return "-" if share is None else f"{share:.1%}"
+
+
+def often(counts):
+    """{name: times} in words, the most frequent first."""
+    return ", ".join(name if times == 1 else f"{name} {times} times" for name, times in sorted(counts.items(), key=lambda pair: -pair[1]))
+
+
+def diagnosis(told):
+    """The tables of what keeps the model from being better; "" where it was not asked of these weights."""
+    if not told or told["weights"] != fitted.weights(MODELS["stickers"].folder):
+        return ""
+    kinds = (("object found, one asked", 0, "objects"), ("both found, two asked", 1, "objects"), ("size word true, one", 0, "size"),
+             ("size word true, two", 1, "size"), ("relation true, given both", 1, "relation"))
+    columns = [told["recall"][split] for split in ("heldout", "seen", "decoded")]
+    rows = [f"| {name} | {' | '.join(percent(column[number].get(key)) for column in columns)} |" for name, number, key in kinds]
+    losses = [f"| {name} | {' | '.join(f'{value:.4f}' for value in told['losses'][split].values())} |" for name, split in (("held-out", "heldout"), ("seen", "seen"))]
+    worst = [f"{row['name']} {row['found']} of {row['asked']} ({often(row['read'])})" for row in told["objects"][:10] if row["read"]]
+    timesteps = [f"t = {t}" for t in told["losses"]["seen"]]
+    return DIAGNOSIS.format(**{**told, "losses": "\n".join(losses)}, rows="\n".join(rows), scenes=told["prompts"], head=" | ".join(timesteps),
+                            rule="---|" * len(timesteps), worst="; ".join(worst))
+
+
 def behaviour(told):
     """The table of other steps and guidance, objects found of prompts with one / two; "" before all of it was measured of these
     weights."""
@@ -190,7 +234,7 @@ def write(size=256):
     told, training, judge = read("evaluation.json"), read("training.json"), read("judge/config.json")
     hours = "; ".join(f"{name}: {stage['hours']:.1f} h on {stage['device']}" for name, stage in training["stages"].items())
     values = dict(
-        size=size, precision=told.get("precision", "float32"), millions=told["parameters"] / 1e6, behaviour=behaviour(found(SHIPPED / "behaviour.json")),
+        size=size, precision=told.get("precision", "float32"), millions=told["parameters"] / 1e6, diagnosis=diagnosis(found(SHIPPED / "diagnosis.json")), behaviour=behaviour(found(SHIPPED / "behaviour.json")),
         student=student(found(STUDENTS)), tried=tried(found(SHIPPED / "experiments.json")), backgrounds=len(BACKGROUNDS), objects=len(OBJECTS), names=", ".join(OBJECTS),
         places=", ".join(BACKGROUNDS), relations=", ".join(RELATIONS), steps=training["step"], sampling=told["steps"],
         hours=hours, one=told["objects: 1"], two=told["objects: 2"], double=2 * told["prompts"],

@@ -29,10 +29,10 @@ def pipeline(teacher, vae):
     return pipe
 
 
-def prompts(count, seed=30_000_001, objects=1):
-    """Held-out scenes with a said background, as prompts to draw and read."""
+def prompts(count, seed=30_000_001, objects=1, split="heldout"):
+    """Scenes with a said background, as prompts to draw and read. split: of world.sample, but train."""
     rng = random.Random(seed)
-    return [world.sample(rng, "heldout", objects) for _ in range(count)]
+    return [world.sample(rng, split, objects) for _ in range(count)]
 
 
 def noise(seed, side=32):

@@ -135,13 +135,13 @@ def trained(name, minutes):
 
 
 @torch.no_grad()
-def losses(model, seed=20_000_003):
-    """{timestep: mean square error of the noise estimate} on held-out scenes."""
+def losses(model, split="heldout", timesteps=TIMESTEPS, count=SCENES, seed=20_000_003):
+    """{timestep: mean square error of the noise estimate} on `count` scenes of one object and of two. split: of world.sample."""
     rng, alphas = random.Random(seed), parts.scheduler().alphas_cumprod
-    pictures, tokens, _ = teacher.painted([world.sample(rng, "heldout", 1 + i % 2) for i in range(SCENES)], model.tokenizer)
+    pictures, tokens, _ = teacher.painted([world.sample(rng, split, 1 + i % 2) for i in range(count)], model.tokenizer)
     latents = autoencoder.trained().encoder(pictures / 127.5 - 1)
     noise, found = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)), {}
-    for t in TIMESTEPS:
+    for t in timesteps:
         noisy = alphas[t].sqrt() * latents + (1 - alphas[t]).sqrt() * noise
         estimates = [model(x, torch.full((len(x),), t), words) for x, words in zip(noisy.split(16), tokens.split(16))]
         found[t] = round(float((torch.cat(estimates) - noise).square().mean()), 5)

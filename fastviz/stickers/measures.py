@@ -19,6 +19,12 @@ def share(values):
     return round(sum(values) / len(values), 4) if values else None
 
 
+def named(seen, count):
+    """The `count` objects that the judge sees most of in the first picture that it read, without those it hardly sees."""
+    top = seen["mass"][0].topk(max(1, count))
+    return [OBJECTS[i] for i, mass in zip(top.indices.tolist(), top.values.tolist()) if mass >= judge.MINIMUM]
+
+
 def recall(scenes, pictures, reader=None):
     """Shares in 0..1 of scenes whose objects (all among the top n by the judge), background, relation (where the caption tells
     it, given both objects) and size words (given the object) are found in the pictures, and the names of the objects that were
@@ -27,10 +33,9 @@ def recall(scenes, pictures, reader=None):
     hits, missed = {"objects": [], "background": [], "relation": [], "size": []}, []
     for scene, picture in zip(scenes, pictures):
         seen = reader.read(pixels(picture)[None])
-        top = seen["mass"][0].topk(max(1, len(scene.stickers)))
-        names = {OBJECTS[i] for i, mass in zip(top.indices.tolist(), top.values.tolist()) if mass >= judge.MINIMUM}
         asked = [sticker.name for sticker in scene.stickers]
-        hits["objects"].append(set(asked) <= names)
+        names = named(seen, len(asked))
+        hits["objects"].append(set(asked) <= set(names))
         missed += [name for name in asked if name not in names]
         hits["background"].append(SCENERY[int(seen["background"][0].argmax())] == scene.background)
         if len(asked) == 2 and hits["objects"][-1] and world.said(scene):

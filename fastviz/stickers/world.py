@@ -18,7 +18,7 @@ ATLAS = Path(__file__).parents[2] / "assets/stickers/atlas.webp"
 CELL = 136  # px, one glyph of the atlas with its transparent margin
 GRID = 8  # px, the step of a sticker's position
 SIDES = {"small": 56, "medium": 88, "big": 120}  # px, a glyph's longer side; with its rim 8, 12 and 16 cells
-SAID = {"train": (3, 4, 3), "heldout": (2, 6, 2)}  # how often each size is drawn: what captions say is practised more than it is asked
+SAID = {"train": (3, 4, 3), "heldout": (2, 6, 2), "seen": (2, 6, 2)}  # how often each size is drawn: what captions say is practised more than it is asked
 RIM = 4  # px, the white cut-out rim around a glyph
 
 
@@ -144,8 +144,8 @@ def placed(rng, names, sizes, relation):
 
 
 def sample(rng, split="train", count=None, aside=0.0):
-    """A random scene with a caption. rng: random.Random; split: train, or heldout for what training never shows;
-    count: 0, 1 or 2 objects, drawn when None; aside: share of the scenes of one object whose caption tells its side. An unsaid
+    """A random scene with a caption. rng: random.Random; split: train, heldout for what training never shows, or seen for
+    what it shows, said as heldout is; count: 0, 1 or 2 objects, drawn when None; aside: share of the scenes of one object whose caption tells its side. An unsaid
     background or relation still has a value in the scene."""
     if count is None:
         count = rng.choices((0, 1, 2), weights=(3, 60, 37))[0]
