@@ -6,7 +6,7 @@
 # A machine that is lent for ten minutes runs their parts one by one: gpu-bench as often as cells are left, teacher-windows, teacher-scenes,
 # student-distil, student-score, student-figures. `keep` writes the teacher to assets/stickers/onward after each sitting, and any machine goes
 # on from there; the parts of the student need what the ones before left in training/. Teacher and student are to be trained within 20
-# minutes: 14 of training, 6 for seven starts with compiling, the store of painted scenes, and export.
+# minutes: 14 of training, 6 for eight starts with compiling, the store of painted scenes, and export.
 # make audit: known vulnerabilities of the pinned packages. make lock: pin what is installed in requirements.lock.
 
 .PHONY: app test torture mutations gpu gpu-bench gpu-fastest teacher-windows teacher-scenes student student-distil student-score student-figures \
@@ -52,7 +52,7 @@ teacher-windows: .venv/.app
 	$(STICKERS) keep --network large
 
 teacher-scenes: .venv/.app
-	$(STICKERS) teacher --network large --batch 256 --fresh 32 --minutes 6 --scenes 0.75 --decay 0.4
+	$(STICKERS) teacher --network large --batch 256 --fresh 32 --minutes 5.5 --scenes 0.75 --decay 0.4
 	$(STICKERS) keep --network large
 	$(STICKERS) progress --network large
 
@@ -64,6 +64,7 @@ student-distil: .venv/.app
 
 student-score: .venv/.app
 	$(STICKERS) warmup --minutes 0.5 --batch 64
+	$(STICKERS) reader --minutes 0.5 --batch 128
 	$(STICKERS) refine --minutes 1 --batch 64
 	$(STICKERS) score --minutes 0.5 --batch 64
 	$(STICKERS) export-student

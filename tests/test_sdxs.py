@@ -15,7 +15,8 @@ from skimage.metrics import structural_similarity
 from fastviz import fitted, verified
 from fastviz.models import MODELS
 from fastviz.stickers import autoencoder, card, loop, parts
-from fastviz.stickers.sdxs import UNETS, chain, decoder, distil, evaluate, export, network, pairs, refine, score, warmup
+from fastviz.stickers.sdxs import UNETS, chain, decoder, distil, evaluate, export, network, pairs, reader, refine, score, warmup
+from fastviz.stickers.words import OBJECTS
 from fastviz.stickers.words import ASIDE, OBJECTS
 
 ALPHAS = parts.scheduler().alphas_cumprod
@@ -398,13 +399,75 @@ def test_targets_are_learnt_a_few_times_and_made_of_the_student_as_it_is_then(gu
     scenes = iter([(torch.zeros(4, 4, 8, 8), torch.zeros(4, 24, dtype=torch.long))] * 40)
     seen = [batch for batch in refine.batches(guide, None, scenes, 16, 3.0)]
     assert all(len(noise) == len(tokens) == len(targets) == 12 and len(real) == len(others) == 4 for noise, tokens, targets, others, real in seen)
-    assert len(made) == 12 + 39 * 3 and len(seen) * 12 / len(made) == pytest.approx(refine.AGAIN, rel=0.1)
+    assert len(made) == 12 + 39 * 4 and len(seen) * 12 / len(made) == pytest.approx(refine.AGAIN, rel=0.1)
+    assert all(torch.equal(tokens[::2], tokens[1::2]) and not torch.equal(noise[::2], noise[1::2]) for noise, tokens, *_ in seen)
     ages = torch.cat([(targets - noise)[:, 0, 0, 0].max() - (targets - noise)[:, 0, 0, 0] for noise, _, targets, *_ in seen])
-    assert 40 < ages.max() < refine.ROOM
+    assert refine.ROOM < ages.max() < 2 * refine.ROOM
     captions = torch.cat([tokens for _, tokens, *_ in seen])
-    assert len(captions.unique(dim=0)) > 100
-    noise, *_ = next(refine.batches(guide, None, iter([(torch.zeros(4, 4, 8, 8), None)]), 2 * refine.ROOM, 3.0))
-    assert len(noise) == 2 * refine.ROOM - 4  # as many as asked for, where more are than are kept otherwise
+    assert 70 < len(captions.unique(dim=0)) <= len(made) // 2
+    noise, *_ = next(refine.batches(guide, None, iter([(torch.zeros(4, 4, 8, 8), None)]), 4 * refine.ROOM, 3.0))
+    assert len(noise) == 4 * refine.ROOM - 4  # as many as asked for, where more are than are kept otherwise
+
+
+def test_pictures_of_a_caption_are_pushed_apart_until_they_lie_as_far_as_the_teachers():
+    torch.manual_seed(0)
+    near = torch.randn(3, 1, 4, 8, 8).expand(3, 2, 4, 8, 8).flatten(0, 1).clone().requires_grad_()
+    close, apart = refine.closeness(near)
+    assert close > 0.95 and apart < 0.02
+    close, apart = refine.closeness(near + 0.01 * torch.randn(6, 4, 8, 8))
+    gradient, = torch.autograd.grad(close, near)
+    assert (gradient[::2] + gradient[1::2]).abs().max() < 1e-6 < gradient.abs().max()  # the two move away from each other
+    far = 0.6 * torch.randn(6, 4, 8, 8)
+    assert refine.closeness(far)[0] == 0 and refine.closeness(far)[1] == pytest.approx(0.6 * 2 ** 0.5, rel=0.1)
+    lacks, apart = refine.closeness(0.2 * torch.randn(200, 4, 8, 8))
+    assert lacks == pytest.approx(1 - float(apart) / refine.APART) and 0.5 < lacks < 0.7
+
+
+def test_the_reader_learns_to_say_what_latents_show(guide, monkeypatch):
+    monkeypatch.setattr(loop, "PRECISION", torch.float32)
+    torch.manual_seed(0)
+    captions = ["a cat on the beach", "a dog in the snow", "a cat and a dog at night", ""]
+    tokens = chain.tokens_of(guide, captions)
+    wanted = reader.named(guide, tokens)
+    cat, dog = (OBJECTS.index(name) for name in ("cat", "dog"))
+    assert [row.nonzero()[:, 0].tolist() for row in wanted] == [[cat], [dog], [cat, dog], []]
+    assert reader.right(wanted[:3] + 0.1 * torch.rand(3, 64), wanted[:3]) == 1 and reader.right(wanted[[1, 0]], wanted[:2]) == 0
+    model, loss = reader.Reader(), reader.loss_of(guide, ALPHAS)
+    latents = torch.randn(4, 4, 16, 16)
+    with torch.no_grad():
+        first = loss(model, (latents, tokens))[0]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(25):
+        value = loss(model, (latents, tokens))[0]
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    assert value < 0.25 * first and reader.right(model(latents[:3]).detach(), wanted[:3]) == 1
+    with torch.no_grad():
+        alone = [loss(model, (torch.cat([latents[:2], each]), tokens[[0, 1, 3]]))[0] for each in (latents[3:], 9 * latents[3:])]
+    assert abs(alone[0] - alone[1]) < 0.05 * first  # whatever an empty caption's picture shows
+
+
+def test_the_reader_sees_equal_latents_alike_and_others_the_less_alike_the_more_they_differ():
+    torch.manual_seed(0)
+    reads, latents, other = chain.frozen(reader.Reader()), torch.randn(2, 4, 16, 16), torch.randn(2, 4, 16, 16)
+    found = [float(reader.distance(reads, latents + share * other, latents)) for share in (0, 0.1, 0.5, 2)]
+    assert found[0] < 1e-9 and found == sorted(found) and found[-1] <= 4  # of vectors of unit length
+    features = reads.features(latents)
+    a, b = features[0][0, :, 3, 5], reads.features(other)[0][0, :, 3, 5]
+    alone = SimpleNamespace(features=lambda x: [reads.features(x)[0][:1, :, 3:4, 5:6]])
+    assert float(reader.distance(alone, latents, other)) == pytest.approx(2 - 2 * float(a @ b / a.norm() / b.norm()), rel=1e-4)
+
+
+def test_what_the_reader_misses_and_what_lies_close_together_is_added_to_the_loss(guide, workshop):
+    torch.manual_seed(0)
+    tokens, latents = chain.tokens_of(guide, ["a cat", "a cat", "a dog"]), torch.randn(3, 4, 16, 16, requires_grad=True)
+    reads = chain.frozen(reader.Reader())
+    added, told = refine.more_of(guide, reads, ALPHAS)(latents, torch.randn(3, 4, 16, 16), tokens, 2)
+    wrong, seen, apart = (float(told[name].detach()) for name in ("wrong", "seen", "apart"))
+    assert float(added.detach()) == pytest.approx(refine.READ * wrong + refine.SEEN * seen + refine.SPREAD * max(0, 1 - apart / refine.APART))
+    added.backward()
+    assert latents.grad.abs().amax((1, 2, 3)).min() > 0  # the real scene too must show what its caption names
 
 
 def test_what_is_refined_is_of_the_moving_average(guide, workshop):
@@ -583,6 +646,8 @@ def test_a_stage_that_needs_another_one_names_it(workshop, guide):
             chain.student(guide, stage)
     with pytest.raises(chain.NotYet, match="student-decoder"):
         decoder.trained()
+    with pytest.raises(chain.NotYet, match="stickers reader"):
+        reader.trained()
     with pytest.raises(chain.NotYet, match="stickers pairs"):
         pairs.Pairs(guide)
 
@@ -596,6 +661,7 @@ def test_the_whole_chain_ends_in_a_folder_that_draws_in_one_step(workshop, guide
     decoder.fit(moment, 4, 1e-3)
     pairs.make(1, 2, 2, 3.0, most=4)
     warmup.fit(moment, 2, 1e-3, fresh=0, room=8)
+    reader.fit(moment, 2, 1e-3, fresh=0, room=8)
     for _ in range(2):
         refine.fit(moment, 2, 1e-3, fresh=0, room=8)
     assert [sitting["parent"] for sitting in chain.checkpoint("refine")["sittings"]] == 2 * [chain.checkpoint("warmup")["step"]]

@@ -27,6 +27,7 @@ STAGES = {
     "student-decoder": "6b: train the student's small decoder",
     "pairs": "7: draw with the guided teacher what the student learns to draw in one step",
     "warmup": "8: train the student to draw these pictures in one step",
+    "reader": "8a: train a network that says which objects latents show",
     "refine": "8b: train it to draw at once what the teacher makes of its pictures in a few more steps",
     "score": "9: train the student to draw from the teacher's distribution",
     "keep-student": "9b: write what is trained of it to assets/stickers/onward-sdxs, where any machine goes on from",
@@ -38,9 +39,9 @@ STAGES = {
     "evaluate-sketch": "14: figures and pictures of what it does, in training/",
 }
 TRAINING = {"autoencoder": (8, 1.5e-3), "decoder": (8, 1e-3), "reference": (8, 3e-3), "judge": (24, 2e-3),
-            "teacher": (24, 2e-3), "text": (64, 1e-3), "distil": (8, 1e-3), "student-decoder": (8, 1e-3), "warmup": (16, 2e-3), "refine": (16, 1e-3), "score": (8, 2.5e-4),
+            "teacher": (24, 2e-3), "text": (64, 1e-3), "distil": (8, 1e-3), "student-decoder": (8, 1e-3), "warmup": (16, 2e-3), "reader": (32, 2e-3), "refine": (16, 1e-3), "score": (8, 2.5e-4),
             "sketch": (16, 2e-3), "student-sketch": (16, 5e-4)}  # batch and learning rate for a CPU
-DECAYING = ("decoder", "reference", "teacher", "distil", "student-decoder", "warmup", "refine", "score")  # stages that may be trained in several sittings
+DECAYING = ("decoder", "reference", "teacher", "distil", "student-decoder", "warmup", "reader", "refine", "score")  # stages that may be trained in several sittings
 
 
 def main():

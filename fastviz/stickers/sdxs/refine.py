@@ -10,6 +10,11 @@ captions are endless. As the student gets better, so do its targets.
 The less noise, the closer the targets lie to what the student draws, and the less of them is chance. Of a student with recall .75
 of one object and .47 of two, on 32 prompts each: from timestep 650 in 3 steps targets of .97 and .84 at a mean square distance of
 .148, from 200 in 2 steps 1.0 and .81 at .082; in one step from there .91 and .72.
+
+Targets that follow the student leave it free to draw less and less different pictures of a caption. So every caption is drawn
+from two noises, and the two may not lie closer together than the teacher's two, on average (after the mode seeking loss of Mao et
+al., arXiv 1903.05628). And a network that reads latents says whether what the caption names can be seen (see reader). It sees most
+objects long before the judge does, as blots of their colours; so its features of the two pictures are compared as well.
 """
 
 from collections import deque
@@ -18,13 +23,15 @@ import torch
 
 from ..loop import compiled, quick, start_seed, train
 from ..muon import optimizers
-from . import chain, distil, network, warmup
+from . import chain, distil, network, reader, warmup
 from .pairs import finished
 
 BACK, STEPS = 200, 2  # the timestep that the teacher goes on from, and in how many steps
-ROOM, AGAIN = 64, 4  # targets that are kept at least, the newest; how often each is learnt on average
+ROOM, AGAIN = 32, 3  # captions that are kept at least, the newest; how often each is learnt on average
 REAL = 0.25  # share of real scenes, noised as in the warm-up
 FRESH = 5_000_000_029  # seeds of captions begin here
+APART, SPREAD = 0.69, 0.5  # root mean square distance of two of the teacher's latents of a caption; weight of what lacks of it
+READ, SEEN = 0.1, 1.0  # weights of what the reader misses, and of how differently it sees the two pictures where they differ
 
 
 @torch.no_grad()
@@ -36,18 +43,38 @@ def refined(guide, student, noise, text, alphas, guidance):
 
 
 def batches(guide, student, scenes, size, guidance):
-    """Endless batches of `size` for warmup.loss_of; student: the moving average, which the targets are made of; scenes: endless
-    (latents, tokens) of the real ones among them."""
-    kept, alphas, seed = deque(maxlen=max(ROOM, size)), chain.alphas(), FRESH + int(torch.randint(10 ** 9, ()))
+    """Endless batches of `size` for warmup.loss_of, in which each two neighbours of the first part share a caption; student: the moving
+    average, which the targets are made of; scenes: endless (latents, tokens) of the real ones among them."""
+    kept, alphas, seed = deque(maxlen=max(ROOM, size // 2)), chain.alphas(), FRESH + int(torch.randint(10 ** 9, ()))
     for latents, tokens in scenes:
-        wanted = size - len(latents)
-        few = max(1, wanted // AGAIN)
+        wanted = max(1, (size - len(latents)) // 2)
+        few = max(1, round(wanted / AGAIN))
         for _ in range(1 if kept else -(-wanted // few)):
-            asked = chain.tokens_of(guide, chain.captions(range(seed, seed + few)))
-            noise, seed = torch.randn(few, *latents.shape[1:], device=latents.device), seed + few
-            kept.extend(zip(noise, asked, refined(guide, student, noise, chain.embedded(guide, asked), alphas, guidance)))
-        noise, asked, targets = map(torch.stack, zip(*(kept[i] for i in torch.randperm(len(kept))[:wanted].tolist())))
-        yield noise, asked, targets, tokens, latents
+            asked = chain.tokens_of(guide, chain.captions(range(seed, seed + few))).repeat_interleave(2, 0)
+            noise, seed = torch.randn(2 * few, *latents.shape[1:], device=latents.device), seed + few
+            targets = refined(guide, student, noise, chain.embedded(guide, asked), alphas, guidance)
+            kept.extend(zip(*(each.unflatten(0, (-1, 2)) for each in (noise, asked, targets))))
+        yield *map(torch.cat, zip(*(kept[i] for i in torch.randperm(len(kept))[:wanted].tolist()))), tokens, latents
+
+
+def closeness(drawn):
+    """How much closer together than APART each two neighbours of latents (B, 4, h, w) lie on average, as a share, and their distance."""
+    one, other = drawn.unflatten(0, (-1, 2)).unbind(1)
+    apart = (one - other).square().flatten(1).mean(1).add(1e-4).sqrt().mean()  # equal ones would have no gradient
+    return (1 - apart / APART).clamp(min=0), apart
+
+
+def more_of(guide, reads, alphas):
+    """What is added to the loss, see warmup.loss_of: the mistakes of the reader `reads`, how differently it sees what is drawn and what is
+    wanted, and pictures of a caption that lie too close together."""
+    mistakes = reader.loss_of(guide, alphas)
+
+    def more(drawn, wanted, tokens, pairs):
+        wrong, seen = mistakes(reads, (drawn, tokens))[0], reader.distance(reads, *warmup.windows(drawn, wanted))
+        close, apart = closeness(drawn[:pairs])
+        return READ * wrong + SEEN * seen + SPREAD * close, {"wrong": wrong, "seen": seen, "apart": apart}
+
+    return more
 
 
 def fit(minutes, size, lr, decay=0.25, fresh=1.0, room=12_000):
@@ -55,9 +82,9 @@ def fit(minutes, size, lr, decay=0.25, fresh=1.0, room=12_000):
     loop.train."""
     parent, start = chain.parent("refine"), chain.checkpoint("refine")
     seed = start_seed(chain.name("refine"), 14, start)
-    guide = chain.committed_teacher(minutes)
+    guide, alphas = chain.committed_teacher(minutes), chain.alphas()
     student = quick(chain.student(guide, "refine" if start else "warmup"), minutes)
-    loss = warmup.loss_of(guide, chain.alphas(), compiled(network.downwards, minutes))
+    loss = warmup.loss_of(guide, alphas, compiled(network.downwards, minutes), more_of(guide, reader.trained(), alphas))
     scenes = distil.scenes(guide, chain.small_autoencoder().encoder, max(1, round(REAL * size)), fresh, room, seed)
     return train(chain.name("refine"), student, lambda average: batches(guide, average, scenes, size, chain.MODEL.guidance), loss, minutes, lr,
                  optimizers=optimizers(student, lr), horizon=100, decay=decay, report=warmup.recalled(guide), report_every=300, start=start,

@@ -95,14 +95,18 @@ def starts(noise, scenes, alphas):
     return torch.cat([(1 - alphas[network.LAST]).sqrt() * noise, mixed]), torch.cat([t.new_full((len(noise),), network.LAST), t])
 
 
-def loss_of(guide, alphas, downwards=network.downwards):
-    """loss(student, (noise, tokens, latents, tokens of scenes, scenes)) for loop.train. downwards: see matching."""
+def loss_of(guide, alphas, downwards=network.downwards, more=None):
+    """loss(student, (noise, tokens, latents, tokens of scenes, scenes)) for loop.train. downwards: see matching; more: (drawn
+    latents, wanted ones, their captions' tokens, how many of them are of pairs) -> a loss to add, and its parts."""
     def loss(student, batch):
         noise, tokens, latents, others, scenes = batch
-        text = chain.embedded(guide, torch.cat([tokens, others]))
+        captions = torch.cat([tokens, others])
+        text = chain.embedded(guide, captions)
         drawn = network.estimated(student, *starts(noise, scenes, alphas), text, alphas)
-        value, told = paired(guide.unet, drawn, torch.cat([latents, scenes]), text, alphas, downwards)
-        return value, {**told, "mean": drawn.mean(), "std": drawn.std()}
+        wanted = torch.cat([latents, scenes])
+        value, told = paired(guide.unet, drawn, wanted, text, alphas, downwards)
+        added, also = more(drawn, wanted, captions, len(noise)) if more else (0, {})
+        return value + added, {**told, **also, "mean": drawn.mean(), "std": drawn.std()}
 
     return loss
 
