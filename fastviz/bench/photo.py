@@ -40,7 +40,7 @@ def main(argv=None):
     parser.add_argument("--height", type=int, default=900)
     parser.add_argument("--out", required=True, help="file that the picture is written to")
     parser.add_argument("--steps", type=int, default=Request.steps)
-    parser.add_argument("--methods", default=Request.methods)
+    parser.add_argument("--methods", default="full,few_step,attention_reuse,tome")
     args = parser.parse_args(argv)
     taken(Request(args.prompt, seed=args.seed, steps=args.steps, methods=args.methods), args.width, args.height).save(args.out, quality=85, method=6)
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import textwrap
 from statistics import median
 
 import torch
@@ -53,14 +54,14 @@ def draw(pipe, texts, steps=50, guidance=3.0, size=256, batch=8, seed=0):
 
 def sheet(pictures, captions, columns=8, side=160):
     """A contact sheet with its captions under the pictures."""
-    rows = -(-len(pictures) // columns)
-    image = Image.new("RGB", (columns * side, rows * (side + 26)), "white")
+    lines = [textwrap.wrap(text, side // 6) for text in captions]
+    rows, below = -(-len(pictures) // columns), 2 + 12 * max(map(len, lines), default=0)
+    image = Image.new("RGB", (columns * side, rows * (side + below)), "white")
     pen = ImageDraw.Draw(image)
-    for i, (picture, text) in enumerate(zip(pictures, captions)):
-        x, y = i % columns * side, i // columns * (side + 26)
+    for i, (picture, text) in enumerate(zip(pictures, lines)):
+        x, y = i % columns * side, i // columns * (side + below)
         image.paste(picture.resize((side, side), Image.LANCZOS), (x, y))
-        cut = text.find(" ", 20)
-        pen.text((x + 2, y + side + 1), text if cut < 0 else text[:cut] + "\n" + text[cut + 1:], fill="black", font_size=10)
+        pen.text((x + 2, y + side + 1), "\n".join(text), fill="black", font_size=10, spacing=2)
     return image
 
 

@@ -12,7 +12,7 @@ STEPS = {  # name -> commands, each resumable; the longest come last
     "lessons": [["fastviz.lessons"]],
     "claims": [["fastviz", "bench", "claims", "--count", "32", "--out", "assets/bench/claims.json"],
                ["fastviz", "bench", "rank", "--out", "assets/bench/rank.json"]],
-    "diagnose": [["fastviz.stickers", "diagnose"]],
+    "diagnose": [["fastviz.stickers", "diagnose", "--count", "256"]],
     "local": [["fastviz", "bench", "local", "--out", "assets/bench/local.json"]] * 2 + [["fastviz", "bench", "photo", "--out", "assets/page.webp"]],
     "behaviour": [["fastviz.stickers", "behaviour"]],
     "reuse": [["fastviz", "search", "reuse", "--steps", str(steps), "--reuse", str(round(share * steps)), "--held-out", "64"]
