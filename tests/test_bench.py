@@ -115,6 +115,12 @@ def test_a_server_that_ends_says_why(monkeypatch):
         page.times(Request("a cat", steps=1, size=128))
 
 
+def test_without_a_browser_no_picture_is_taken(monkeypatch, tmp_path):
+    monkeypatch.setattr(photo, "chromium", lambda: None)
+    with pytest.raises(SystemExit, match="no Chromium"):
+        photo.main(["--out", str(tmp_path / "page.webp")])
+
+
 @BROWSER
 def test_the_page_is_photographed_with_its_pictures(tmp_path):
     photo.main(["--prompt", "an owl at night", "--seed", "5", "--width", "900", "--height", "800", "--out", str(tmp_path / "page.webp"),

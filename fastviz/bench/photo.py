@@ -16,6 +16,8 @@ from .paint import FLAGS, PAGES, SEEN, chromium
 
 def taken(asked, width, height):
     """The page in a window of this size, once the comparison `asked` has finished: a PIL picture."""
+    if not chromium():
+        raise SystemExit("There is no Chromium here to take the picture with: install it, for example with apt-get install chromium.")
     from playwright.sync_api import sync_playwright
 
     with page.serving(*PAGES["fastviz"]) as (address, _), sync_playwright() as play:

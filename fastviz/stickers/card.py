@@ -9,6 +9,7 @@ from .words import BACKGROUNDS, OBJECTS, RELATIONS
 
 STUDENTS = SHIPPED.parent / "bench/student.json"  # what evaluate-student measured
 STEPS, GUIDANCE = (10, 20, 30, 50, 100), (1.0, 3.0, 5.0, 7.5)  # of the table of behaviour
+WORST = 10  # objects that the diagnosis tells and shows
 
 TEXT = """---
 license: apache-2.0
@@ -94,7 +95,7 @@ pictures of them; "decoded" are the held-out scenes themselves after the autoenc
 |---|{rule}
 {losses}
 
-The ten objects that are found least, of the pictures of the first two columns, and what stood in their place: {worst}.
+The {worst_of} objects that are found least, of the pictures of the first two columns, and what stood in their place: {worst}.
 
 ![Pictures of these in which an object was missed](weakest.webp)
 
@@ -183,10 +184,10 @@ def diagnosis(told):
     columns = [told["recall"][split] for split in ("heldout", "seen", "decoded")]
     rows = [f"| {name} | {' | '.join(percent(column[number].get(key)) for column in columns)} |" for name, number, key in kinds]
     losses = [f"| {name} | {' | '.join(f'{value:.4f}' for value in told['losses'][split].values())} |" for name, split in (("held-out", "heldout"), ("seen", "seen"))]
-    worst = [f"{row['name']} {row['found']} of {row['asked']} ({often(row['read'])})" for row in told["objects"][:10] if row["read"]]
+    worst = [f"{row['name']} {row['found']} of {row['asked']} ({often(row['read'])})" for row in told["objects"][:WORST] if row["read"]]
     timesteps = [f"t = {t}" for t in told["losses"]["seen"]]
     return DIAGNOSIS.format(**{**told, "losses": "\n".join(losses)}, rows="\n".join(rows), scenes=told["prompts"], head=" | ".join(timesteps),
-                            rule="---|" * len(timesteps), worst="; ".join(worst))
+                            rule="---|" * len(timesteps), worst="; ".join(worst), worst_of=WORST)
 
 
 def behaviour(told):

@@ -18,7 +18,6 @@ from .words import OBJECTS
 FILE = FOLDER / "diagnosis.json"
 SPLITS = ("heldout", "seen")
 TIMESTEPS = (20, 100, 200, 400, 600, 800, 950)
-WORST = 10  # objects that are told and shown
 
 
 @torch.no_grad()
@@ -66,7 +65,7 @@ def main(count, steps, guidance):
     model.unet, model.text = pipe.unet, pipe.text_encoder
     told["losses"] = {split: experiments.losses(model, split, TIMESTEPS, count) for split in SPLITS}
     FILE.write_text(json.dumps(told, indent=1) + "\n")
-    worst = {row["name"] for row in told["objects"][:WORST]}
+    worst = {row["name"] for row in told["objects"][:card.WORST]}
     missed = [(scene, picture) for scene, picture in everything if worst & set(measures.recall([scene], [picture])[1])]
     sheet([picture for _, picture in missed[:32]], [scene.caption for scene, _ in missed[:32]]).save(FOLDER / "weakest.webp", quality=85)
     card.write()

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-STEPS = {  # name -> commands, each resumable; the longest come last
+STEPS = {  # name -> commands, each resumable; the longest come late, and last what needs an idle machine, requirements-test.txt and Chromium
     "export": [["fastviz.stickers", "export"]],
     "evaluate": [["fastviz.stickers", "evaluate", "--count", "256"]],
     "olss": [["fastviz", "fit", "olss", "--steps", "4,5,6,8,10,20", "--search", "olss,olss-p", "--guidance", "3", "--prompts", "16",
@@ -13,12 +13,12 @@ STEPS = {  # name -> commands, each resumable; the longest come last
     "claims": [["fastviz", "bench", "claims", "--count", "32", "--out", "assets/bench/claims.json"],
                ["fastviz", "bench", "rank", "--out", "assets/bench/rank.json"]],
     "diagnose": [["fastviz.stickers", "diagnose", "--count", "256"]],
-    "local": [["fastviz", "bench", "local", "--out", "assets/bench/local.json"]] * 2 + [["fastviz", "bench", "photo", "--out", "assets/page.webp"]],
     "behaviour": [["fastviz.stickers", "behaviour"]],
     "reuse": [["fastviz", "search", "reuse", "--steps", str(steps), "--reuse", str(round(share * steps)), "--held-out", "64"]
               for steps in (20, 50) for share in (0.25, 0.5, 0.75)] + [
                   ["fastviz", "search", "report", "--figure", "assets/bench/reuse.png", "--out", "assets/bench/reuse.json"],
                   ["fastviz", "search", "one-reuse", "--out", "assets/bench/one-reuse.json"]],
+    "local": [["fastviz", "bench", "local", "--out", "assets/bench/local.json"]] * 2 + [["fastviz", "bench", "photo", "--out", "assets/page.webp"]],
 }
 
 

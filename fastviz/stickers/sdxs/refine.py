@@ -13,10 +13,12 @@ of one object and .47 of two, on 32 prompts each: from timestep 650 in 3 steps t
 
 Targets that follow the student leave it free to draw less and less different pictures of a caption. So every caption is drawn
 from two noises, and the two may not lie closer together than the teacher's two, on average (after the mode seeking loss of Mao et
-al., arXiv 1903.05628). This distance is met too cheaply: after 3 400 steps it was the teacher's, but much of it lay in bright blots in the
-corners, and LPIPS between the pictures of a caption was 0.98 where the teacher has 2.35. A network that reads latents says whether what the caption names can be seen (see reader). It is
-content long before the judge: of 96 pictures with two objects it found both in 96 %, the judge in 78 %. So what it sees of the two
-pictures is compared as well, feature by feature.
+al., arXiv 1903.05628). This distance is met too cheaply: an hour and a half later it was the teacher's, but much of it lay in bright
+blots in the corners, and LPIPS between the pictures of a caption was 0.98 where the teacher has 2.35.
+
+A network that reads latents says whether what the caption names can be seen (see reader). It is content long before the judge: of 96
+pictures with two objects it found both in 96 %, the judge in 78 %. So what it sees of the two pictures is compared as well, feature
+by feature.
 """
 
 from collections import deque
