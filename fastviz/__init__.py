@@ -9,6 +9,12 @@
 """
 
 import importlib
+import importlib.util
+import sys
+
+if not importlib.util.find_spec("torch"):  # most likely another Python than the one that `make app` installed everything for
+    raise ModuleNotFoundError(f"fastviz needs torch, and {sys.executable} has none: `make app` installs everything into .venv, and "
+                              "`. .venv/bin/activate` turns to that Python.", name="torch")
 
 _HOME = {"Request": "request", "BadRequest": "request", "METHODS": "methods"}
 __all__ = ["BadRequest", "METHODS", "Request", "compare"]

@@ -131,3 +131,10 @@ def test_bench_gets_its_own_options(monkeypatch):
     monkeypatch.setattr(local, "main", lambda rest: seen.append(rest))
     assert command.main(["bench", "local", "--steps", "5", "--no-page"]) == 0
     assert seen == [["--steps", "5", "--no-page"]]
+
+
+@pytest.mark.parametrize("program", [["-m", "fastviz", "doctor"], ["-m", "fastviz.supervise"], ["app.py"]])
+def test_a_python_that_nothing_was_installed_for_is_told_from_the_right_one(program):
+    told = subprocess.run([sys.executable, "-S", *program], cwd=models.ROOT, capture_output=True, text=True, timeout=60)  # -S: no site-packages
+    assert told.returncode == 1 and told.stderr.splitlines()[-1].endswith("`make app` installs everything into .venv, and "
+                                                                          "`. .venv/bin/activate` turns to that Python.")
