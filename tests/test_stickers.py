@@ -516,6 +516,19 @@ def test_where_the_model_falls_short_is_measured_and_told(monkeypatch, tmp_path,
     assert "falls short" not in (tmp_path / "README.md").read_text()
 
 
+def test_the_card_of_few_prompts_has_a_dash_where_nothing_was_asked(monkeypatch, tmp_path):
+    monkeypatch.setattr(card, "SHIPPED", tmp_path)
+    shutil.copytree(loop.SHIPPED / "judge", tmp_path / "judge")
+    shutil.copy(loop.SHIPPED / "training.json", tmp_path)
+    told = json.loads((loop.SHIPPED / "evaluation.json").read_text())
+    for number, name in (("1", "size"), ("2", "size"), ("2", "relation")):
+        del told[f"objects: {number}"][name]
+    (tmp_path / "evaluation.json").write_text(json.dumps(told))
+    card.write()
+    text = (tmp_path / "README.md").read_text()
+    assert "| size word true, given the object | - | - |" in text and "given both objects | | - |" in text
+
+
 def test_all_that_is_made_from_the_weights_is_renewed_in_order_until_something_fails(monkeypatch):
     ran = []
     monkeypatch.setattr(rebuild.subprocess, "run", lambda command: ran.append(" ".join(command[2:])) or SimpleNamespace(returncode=int("sketch" in command)))

@@ -58,10 +58,10 @@ with two, DDIM, {sampling} steps, guidance {guidance}, {precision}. The judge th
 
 | | one object | two objects |
 |---|---|---|
-| all objects found | {one[objects]:.1%} | {two[objects]:.1%} |
-| background found | {one[background]:.1%} | {two[background]:.1%} |
-| size word true, given the object | {one[size]:.1%} | {two[size]:.1%} |
-| relation true where it is said, given both objects | | {two[relation]:.1%} |
+| all objects found | {one[objects]} | {two[objects]} |
+| background found | {one[background]} | {two[background]} |
+| size word true, given the object | {one[size]} | {two[size]} |
+| relation true where it is said, given both objects | | {two[relation]} |
 
 | | drawn | real scenes |
 |---|---|---|
@@ -170,6 +170,11 @@ def percent(share):
     return "-" if share is None else f"{share:.1%}"
 
 
+def percents(recall):
+    """Every share of measures.recall in words: few prompts may tell no size or relation."""
+    return {name: percent(recall.get(name)) for name in ("objects", "background", "size", "relation")}
+
+
 def often(counts):
     """{name: times} in words, the most frequent first."""
     return ", ".join(name if times == 1 else f"{name} {times} times" for name, times in sorted(counts.items(), key=lambda pair: -pair[1]))
@@ -238,7 +243,7 @@ def write(size=256):
         size=size, precision=told.get("precision", "float32"), millions=told["parameters"] / 1e6, diagnosis=diagnosis(found(SHIPPED / "diagnosis.json")), behaviour=behaviour(found(SHIPPED / "behaviour.json")),
         student=student(found(STUDENTS)), tried=tried(found(SHIPPED / "experiments.json")), backgrounds=len(BACKGROUNDS), objects=len(OBJECTS), names=", ".join(OBJECTS),
         places=", ".join(BACKGROUNDS), relations=", ".join(RELATIONS), steps=training["step"], sampling=told["steps"],
-        hours=hours, one=told["objects: 1"], two=told["objects: 2"], double=2 * told["prompts"],
+        hours=hours, one=percents(told["objects: 1"]), two=percents(told["objects: 2"]), double=2 * told["prompts"],
         judge=judge["heldout"]["clean"], limits=limits(told), psnr=told["psnr"]["model"],
         small=f", {told['psnr']['tiny']} dB with the small decoder" if "tiny" in told["psnr"] else "")
     (SHIPPED / "README.md").write_text(TEXT.format(**{**told, **values}))
