@@ -2,6 +2,7 @@
 
 import copy
 import json
+import random
 import re
 from types import SimpleNamespace
 
@@ -14,8 +15,8 @@ from skimage.metrics import structural_similarity
 
 from fastviz import fitted, verified
 from fastviz.models import MODELS
-from fastviz.stickers import autoencoder, card, loop, parts
-from fastviz.stickers.sdxs import UNETS, chain, decoder, distil, evaluate, export, network, pairs, reader, refine, score, warmup
+from fastviz.stickers import autoencoder, card, loop, parts, world
+from fastviz.stickers.sdxs import UNETS, chain, coupling, critic, decoder, distil, evaluate, export, network, pairs, reader, refine, score, warmup
 from fastviz.stickers.words import OBJECTS
 from fastviz.stickers.words import ASIDE, OBJECTS
 
@@ -396,8 +397,11 @@ def test_targets_are_learnt_a_few_times_and_made_of_the_student_as_it_is_then(gu
         return noise + len(made)
 
     monkeypatch.setattr(refine, "refined", refined)
-    scenes = iter([(torch.zeros(4, 4, 8, 8), torch.zeros(4, 24, dtype=torch.long))] * 40)
-    seen = [batch for batch in refine.batches(guide, None, scenes, 16, 3.0)]
+    scenes = [(torch.zeros(4, 4, 8, 8), torch.zeros(4, 24, dtype=torch.long))] * 40
+    near = [(torch.full((2, 4, 8, 8), 7.0), torch.zeros(2, 24, dtype=torch.long), torch.full((2, 4, 8, 8), 8.0))] * 40
+    seen = [batch for batch in refine.batches(guide, None, near, scenes, 6, 3.0)]
+    assert all(len(batch[0]) == 14 and (batch[0][:2] == 7).all() and (batch[2][:2] == 8).all() for batch in seen)
+    seen = [(noise[2:], tokens[2:], targets[2:], others, real) for noise, tokens, targets, others, real in seen]
     assert all(len(noise) == len(tokens) == len(targets) == 12 and len(real) == len(others) == 4 for noise, tokens, targets, others, real in seen)
     assert len(made) == 12 + 39 * 4 and len(seen) * 12 / len(made) == pytest.approx(refine.AGAIN, rel=0.1)
     assert all(torch.equal(tokens[::2], tokens[1::2]) and not torch.equal(noise[::2], noise[1::2]) for noise, tokens, *_ in seen)
@@ -405,22 +409,74 @@ def test_targets_are_learnt_a_few_times_and_made_of_the_student_as_it_is_then(gu
     assert refine.ROOM < ages.max() < 2 * refine.ROOM
     captions = torch.cat([tokens for _, tokens, *_ in seen])
     assert 70 < len(captions.unique(dim=0)) <= len(made) // 2
-    noise, *_ = next(refine.batches(guide, None, iter([(torch.zeros(4, 4, 8, 8), None)]), 4 * refine.ROOM, 3.0))
-    assert len(noise) == 4 * refine.ROOM - 4  # as many as asked for, where more are than are kept otherwise
+    noise, *_ = next(refine.batches(guide, None, near, scenes, 2 * refine.ROOM, 3.0))
+    assert len(noise) == 2 + 4 * refine.ROOM  # as many as asked for, where more are than are kept otherwise
 
 
-def test_pictures_of_a_caption_are_pushed_apart_until_they_lie_as_far_as_the_teachers():
+@pytest.fixture(scope="module")
+def templates():
+    return coupling.templates(chain.small_autoencoder().encoder)
+
+
+def test_noise_is_as_like_one_thing_as_chance_has_it(templates):
+    assert len(templates) == 192 and {tuple(each.shape) for each in templates.values()} == {(4, side, side) for side in (8, 12, 16)}
+    scene = world.Scene("a cat", "meadow", (world.Sticker("cat", "big", 120, 40, 96),), None, 0)
+    noises = torch.randn(2000, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = torch.tensor([coupling.likeness(noise, scene, templates) for noise in noises])
+    assert abs(found.mean()) < 0.1 and found.std() == pytest.approx(1, rel=0.1)
+
+
+def test_things_stand_where_the_noise_is_most_like_them(templates):
+    noise = 0.2 * torch.randn(4, 32, 32, generator=torch.Generator().manual_seed(0))
+    noise[:, 3:15, 10:22] += 4 * templates["dog", "medium"]
+    scene = world.Scene("a dog", "meadow", (world.Sticker("dog", "medium", 88, 80, 80),), None, 0)
+    found = coupling.nearest(random.Random(0), noise, scene, templates)
+    assert found.caption == "a dog" and abs(found.stickers[0].x - 80) <= 16 and abs(found.stickers[0].y - 24) <= 16
+    others = [coupling.likeness(noise, world.again(random.Random(i), scene), templates) for i in range(100)]
+    assert coupling.likeness(noise, found, templates) > sorted(others)[97]
+
+
+def test_noise_that_scenes_are_paired_with_is_drawn_first_and_stays_normal(templates, monkeypatch):
+    asked = []
+    monkeypatch.setattr(coupling, "templates", lambda encoder: templates)
+    monkeypatch.setattr(coupling, "nearest", lambda rng, noise, scene, marks: asked.append((noise, scene)) or scene)
+    encoder = lambda pictures: torch.nn.functional.avg_pool2d(pictures, 8)[:, [0, 1, 2, 0]]  # noqa: E731
+    seen = [next(made) for made in [coupling.batches(encoder, 5, 3)] for _ in range(20)]
+    assert all(noise.shape == latents.shape == (10, 4, 32, 32) and torch.equal(tokens[::2], tokens[1::2]) for noise, tokens, latents in seen)
+    assert len(asked) == 2 * (coupling.ROOM + 19 * 2) and len({scene.caption for _, scene in asked}) > 0.8 * len(asked) / 2
+    noise = torch.stack([noise for noise, _ in asked])
+    assert abs(noise.mean()) < 0.01 and noise.std() == pytest.approx(1, rel=0.01) and len(noise.unique(dim=0)) == len(asked)
+    drawn = {tuple(noise[0, 0, :3].tolist()) for noise, _ in asked}
+    assert all(tuple(noise[0, 0, :3].tolist()) in drawn for noises, *_ in seen for noise in noises)
+
+
+def twins(count, same):
+    """Pairs of latents of random noise; same: of one picture each."""
+    pairs = torch.randn(count, 2, 4, 16, 16)
+    return pairs[:, :1].expand_as(pairs) if same else pairs
+
+
+def test_a_student_that_draws_one_picture_of_a_caption_is_found_out():
     torch.manual_seed(0)
-    near = torch.randn(3, 1, 4, 8, 8).expand(3, 2, 4, 8, 8).flatten(0, 1).clone().requires_grad_()
-    close, apart = refine.closeness(near)
-    assert close > 0.95 and apart < 0.02
-    close, apart = refine.closeness(near + 0.01 * torch.randn(6, 4, 8, 8))
-    gradient, = torch.autograd.grad(close, near)
-    assert (gradient[::2] + gradient[1::2]).abs().max() < 1e-6 < gradient.abs().max()  # the two move away from each other
-    far = 0.6 * torch.randn(6, 4, 8, 8)
-    assert refine.closeness(far)[0] == 0 and refine.closeness(far)[1] == pytest.approx(0.6 * 2 ** 0.5, rel=0.1)
-    lacks, apart = refine.closeness(0.2 * torch.randn(200, 4, 8, 8))
-    assert lacks == pytest.approx(1 - float(apart) / refine.APART) and 0.5 < lacks < 0.7
+    tells, wrong = critic.Critic(ALPHAS), []
+    for _ in range(25):
+        wrong.append(float(tells.learn(twins(8, same=True), twins(8, same=False))))
+    assert 0.6 < wrong[0] < 0.9 and sum(wrong[-5:]) / 5 < 0.3
+    tells.updates = critic.HEAD
+    drawn = twins(8, same=True).clone().requires_grad_()
+    told, _ = tells.loss(drawn, twins(8, same=False))
+    before = [weight.clone() for weight in tells.network.parameters()]
+    gradient, = torch.autograd.grad(told, drawn)
+    assert told > 1 and (gradient[:, 0] - gradient[:, 1]).abs().mean() > gradient.mean(1).abs().mean()  # the two are to differ
+    assert all(torch.equal(weight, was) and weight.grad is None for weight, was in zip(tells.network.parameters(), before))
+
+
+def test_a_critic_that_has_hardly_learnt_is_not_listened_to(monkeypatch):
+    monkeypatch.setattr(critic, "HEAD", 3)
+    torch.manual_seed(0)
+    tells = critic.Critic(ALPHAS)
+    told = [float(tells.loss(twins(1, same=True), twins(2, same=False))[0]) for _ in range(critic.HEAD + 1)]
+    assert told[:3] == [0, 0, 0] and told[3] > 0
 
 
 def test_the_reader_learns_to_say_what_latents_show(guide, monkeypatch):
@@ -459,13 +515,17 @@ def test_the_reader_sees_equal_latents_alike_and_others_the_less_alike_the_more_
     assert float(reader.distance(alone, latents, other)) == pytest.approx(2 - 2 * float(a @ b / a.norm() / b.norm()), rel=1e-4)
 
 
-def test_what_the_reader_misses_and_what_lies_close_together_is_added_to_the_loss(guide, workshop):
+def test_what_the_reader_misses_and_what_the_critic_tells_is_added_to_the_loss(guide, workshop):
     torch.manual_seed(0)
-    tokens, latents = chain.tokens_of(guide, ["a cat", "a cat", "a dog"]), torch.randn(3, 4, 16, 16, requires_grad=True)
-    reads = chain.frozen(reader.Reader())
-    added, told = refine.more_of(guide, reads, ALPHAS)(latents, torch.randn(3, 4, 16, 16), tokens, 2)
-    wrong, seen, apart = (float(told[name].detach()) for name in ("wrong", "seen", "apart"))
-    assert float(added.detach()) == pytest.approx(refine.READ * wrong + refine.SEEN * seen + refine.SPREAD * max(0, 1 - apart / refine.APART))
+    tokens, latents = chain.tokens_of(guide, ["a cat", "a cat", "a fox", "a fox", "a dog"]), torch.randn(5, 4, 16, 16, requires_grad=True)
+    tells, heard = critic.Critic(ALPHAS), []
+    tells.updates, loss = critic.HEAD, tells.loss
+    tells.loss = lambda drawn, real: heard.append((drawn, real)) or loss(drawn, real)
+    wanted = torch.randn(5, 4, 16, 16)
+    added, told = refine.more_of(guide, chain.frozen(reader.Reader()), tells, 2, ALPHAS)(latents, wanted, tokens, 4)
+    assert torch.equal(heard[0][0], latents[:4].view(2, 2, 4, 16, 16)) and torch.equal(heard[0][1], wanted[:2][None])
+    wrong, seen, found = (float(told[name].detach()) for name in ("wrong", "seen", "told"))
+    assert float(added.detach()) == pytest.approx(refine.READ * wrong + refine.SEEN * seen + refine.TOLD * found) and found > 0
     added.backward()
     assert latents.grad.abs().amax((1, 2, 3)).min() > 0  # the real scene too must show what its caption names
 
@@ -599,17 +659,15 @@ def test_captions_of_score_distillation_are_fresh_and_half_of_what_is_judged_com
     assert seen[0] != seen[1] and all(text.split()[0] for text in seen[0])
 
 
-def test_a_report_reads_what_one_step_draws(guide, workshop):
+def test_a_report_reads_what_one_step_draws(guide, workshop, monkeypatch):
     found = warmup.recalled(guide, 2, prompts=4, seeds=2)(network.student_of(guide.unet))
-    assert set(found) == {"one", "two", "background", "spread"} and all(0 <= found[name] <= 1 for name in ("one", "two", "background"))
-    assert found["spread"] > 0
-
-
-def test_spread_is_the_distance_of_pictures_of_one_prompt_alone():
-    """Of three seeds 0, 3 and 6 apart by 3, 3 and 6 in every element; prompts may be as far apart as they like."""
-    latents = torch.tensor([0.0, 3.0, 6.0]).view(1, 3, 1, 1, 1) + torch.tensor([0.0, 100.0]).view(2, 1, 1, 1, 1) + torch.zeros(2, 3, 4, 8, 8)
-    assert float(warmup.spread(latents)) == pytest.approx(4, rel=1e-5)
-    assert float(warmup.spread(latents[:, :1].expand(-1, 3, -1, -1, -1))) == 0
+    assert set(found) == {"one", "two", "background", "diversity"} and all(0 <= found[name] <= 1 for name in ("one", "two", "background"))
+    assert found["diversity"] == 0  # one that has learnt nothing draws nothing
+    shown = lambda vae, latents: [Image.fromarray(each[:3].mul(60).add(128).clamp(0, 255).byte().permute(1, 2, 0).numpy()) for each in latents]  # noqa: E731
+    monkeypatch.setattr(warmup, "painted", lambda vae, latents: [each.resize((256, 256)) for each in shown(vae, latents)])
+    for drawn, low, high in ((lambda student, noise, text, alphas: noise, 0.5, 20), (lambda student, noise, text, alphas: torch.ones_like(noise), 0, 1e-6)):
+        monkeypatch.setattr(network, "one_step", drawn)
+        assert low <= warmup.recalled(guide, 2, prompts=4, seeds=2)(None)["diversity"] <= high
 
 
 def test_a_further_teachers_student_goes_on_from_the_earlier_ones(workshop, guide, monkeypatch):

@@ -32,16 +32,17 @@ class Block(nn.Module):
 
 
 class Reader(nn.Module):
-    """Latents (B, 4, h, w) -> logits (B, 64), one for each object: whether it is there, anywhere."""
+    """Latents (B, 4, h, w) -> logits (B, 64), one for each object: whether it is there, anywhere. channels, questions: instead of 4
+    and 64."""
 
-    def __init__(self):
+    def __init__(self, channels=4, questions=len(OBJECTS)):
         super().__init__()
-        self.scales, before = nn.ModuleList(), 4
+        self.scales, before = nn.ModuleList(), channels
         for width in WIDTHS:
-            first = nn.Conv2d(before, width, 3, padding=1, stride=1 if before == 4 else 2)
+            first = nn.Conv2d(before, width, 3, padding=1, stride=2 if len(self.scales) else 1)
             self.scales.append(nn.Sequential(first, Block(width), Block(width)))
             before = width
-        self.head = nn.Sequential(nn.GroupNorm(16, before), nn.SiLU(), nn.Conv2d(before, len(OBJECTS), 1))
+        self.head = nn.Sequential(nn.GroupNorm(16, before), nn.SiLU(), nn.Conv2d(before, questions, 1))
         nn.init.constant_(self.head[-1].bias, -8)  # most objects are nowhere
 
     def features(self, latents):
@@ -52,8 +53,12 @@ class Reader(nn.Module):
             found.append(latents)
         return found
 
+    def places(self, latents):
+        """Logits (B, 64, places)."""
+        return self.head(self.features(latents)[-1]).float().flatten(2)
+
     def forward(self, latents):
-        return self.head(self.features(latents)[-1]).float().flatten(2).logsumexp(2)
+        return self.places(latents).logsumexp(2)
 
 
 def named(guide, tokens):
@@ -80,9 +85,7 @@ def loss_of(guide, alphas):
 def distance(reader, ours, wanted):
     """How differently the reader sees two sets of latents (B, 4, h, w), without noise: squared distance of its features, of unit length in
     every place (as LPIPS has it, Zhang et al., arXiv 1801.03924, equation 1, with equal weights), mean over places and scales."""
-    with torch.no_grad():
-        theirs = reader.features(wanted)
-    pairs = [[F.normalize(each.float(), dim=1) for each in pair] for pair in zip(reader.features(ours), theirs)]
+    pairs = [[F.normalize(each.float(), dim=1) for each in pair] for pair in zip(reader.features(ours), reader.features(wanted))]
     return sum((a - b).square().sum(1).mean() for a, b in pairs) / len(pairs)
 
 

@@ -117,11 +117,6 @@ def batches(pairs, scenes, size):
         yield *pairs.draw(size - len(latents)), tokens, latents
 
 
-def spread(latents):
-    """Root mean square distance of two pictures of one prompt, mean over the prompts. latents: (prompts, seeds, ...)"""
-    return sum(torch.pdist(each.flatten(1)).mean() for each in latents) / len(latents) / latents[0, 0].numel() ** 0.5
-
-
 @torch.no_grad()
 def painted(vae, latents):
     """Latents (B, 4, h, w) as pictures (PIL), by the autoencoder `vae`."""
@@ -131,7 +126,7 @@ def painted(vae, latents):
 
 def recalled(guide, count=24, prompts=8, seeds=4):
     """report(student) for loop.train, of what is drawn in one step for `count` prompts of one object and as many of two that neither
-    pairs nor captions hold: recall of both, the backgrounds', and the latents' `spread` over `seeds` of some `prompts`, which falls
+    pairs nor captions hold: recall of both, the backgrounds', and the diversity, LPIPS, of `seeds` pictures of some `prompts`, which falls
     where prompts get one picture each. The judge that reads them is in no loss."""
     asked = [evaluate.prompts(count, 70_000_027, number) for number in (1, 2)]
     some = [scene for scenes in asked for scene in scenes[:prompts // 2]]
@@ -146,9 +141,9 @@ def recalled(guide, count=24, prompts=8, seeds=4):
     def report(student):
         told = [measures.recall(scenes, [picture for latents in drawn(student, scenes).split(8) for picture in painted(vae, latents)])[0]
                 for scenes in asked]
-        many = drawn(student, [scene for scene in some for _ in range(seeds)])
+        many = [picture for latents in drawn(student, [scene for scene in some for _ in range(seeds)]).split(8) for picture in painted(vae, latents)]
         return {"one": told[0]["objects"], "two": told[1]["objects"], "background": (told[0]["background"] + told[1]["background"]) / 2,
-                "spread": round(float(spread(many.unflatten(0, (-1, seeds)))), 4)}
+                "diversity": round(measures.diversity([many[i:i + seeds] for i in range(0, len(many), seeds)]), 4)}
 
     return report
 
