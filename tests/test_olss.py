@@ -180,8 +180,9 @@ def test_the_hold_and_the_refit_are_chosen_by_runs_that_nothing_was_fitted_to(kn
     fit = calibrate.fit(known, "olss-p", 5)
     assert fit.nodes == nodes and fit.error == pytest.approx(min(errors.values())) and errors[fit.hold] == min(errors.values()) and not fit.refit
     both = calibrate.fit(known, "olss-p", 5, refit=True)
-    again = {hold: error_of(elsewhere, nodes, calibrate.refitted(known, dataclasses.replace(fit, hold=hold), prior)) for hold in calibrate.HOLDS}
-    assert both.refit == (min(again.values()) < fit.error) and both.error == pytest.approx(min(*again.values(), fit.error))
+    again = {hold: error_of(elsewhere, nodes, calibrate.refitted(known, dataclasses.replace(fit, hold=hold), prior))
+             for hold in calibrate.HOLDS if 0.09 < hold / fit.hold < 11}  # beside the best one
+    assert 2 <= len(again) <= 3 and both.refit == (min(again.values()) < fit.error) and both.error == pytest.approx(min(*again.values(), fit.error))
 
 
 @pytest.mark.parametrize("n", (3, 5, 8))

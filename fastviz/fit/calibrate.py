@@ -14,8 +14,9 @@ import torch
 from ..search.network import Network
 from . import runs, solvers, subspace
 
-HOLDS = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)  # how firmly coefficients are held near the solver's: lam of subspace.solve
-MOVES, STRIDES = 40, (4, 2, 1)  # of a climb: paths that are tried at most, and indices that a node moves by
+HOLDS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # how firmly coefficients are held near the solver's: lam of subspace.solve
+AROUND = 1  # holds on either side of the best one that a refit is tried with
+CALLS, STRIDES = 320, (4, 2, 1)  # of a climb: steps of all paths that are tried, at most, and indices that a node moves by
 
 
 @dataclass
@@ -93,7 +94,8 @@ def fit(found, search, n, anchor="unipc", refit=False):
         best = min([best, *fits(found, climbed(found, best, anchor).nodes, anchor)], key=error)
     if best and refit:
         prior = prior_at(found, best.nodes, anchor)
-        others = [replace(best, hold=hold, refit=True) for hold in HOLDS]
+        at = HOLDS.index(best.hold)
+        others = [replace(best, hold=hold, refit=True) for hold in HOLDS[max(0, at - AROUND):at + AROUND + 1]]
         best = min([best, *(judged(found, replace(one, coefficients=refitted(found, one, prior))) for one in others)], key=error)
     return best
 
@@ -115,7 +117,7 @@ def fits(found, nodes, anchor, holds=HOLDS):
 
 def climbed(found, best, anchor):
     """The Fit that `best` becomes when nodes move, one at a time and ever less far, as long as its error falls."""
-    left = MOVES
+    left = CALLS // len(best.nodes)
     for stride in STRIDES:
         moved = True
         while moved and left:

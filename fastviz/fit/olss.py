@@ -51,11 +51,11 @@ def asked_for(args):
 def amount(config, asked, steps, searches, reference, refit):
     """Units of work, at most: full runs, peers, and for every schedule its holds, its climb, its refits and the measurement."""
     fitting, choosing, measuring = map(len, asked)
-    holds = len(calibrate.HOLDS)
-    each = choosing * holds + (fitting + choosing) * holds * refit + measuring
-    climb = choosing * (2 * holds + calibrate.MOVES) * ("olss" in searches)
+    holds, refits = len(calibrate.HOLDS), (2 * calibrate.AROUND + 1) * refit
+    each = choosing * holds + (fitting + choosing) * refits + measuring
+    climb = lambda n: choosing * (2 * holds + calibrate.CALLS // n) * ("olss" in searches)  # noqa: E731
     return (reference * (fitting + choosing + measuring)
-            + sum(n * (each * len(searches) + climb + measuring * len(solvers.peers(config, n))) for n in steps))
+            + sum(n * (each * len(searches) + climb(n) + measuring * len(solvers.peers(config, n))) for n in steps))
 
 
 # What comes out
