@@ -12,7 +12,7 @@ from ..run import generate, warm
 from . import schedules
 from .sampler import EQUAL
 
-TIMED = 3  # prompts whose times decide how many steps take as long
+TIMED = 16  # prompts whose times decide how many steps take as long
 DRAWS = 10_000  # of the bootstrap
 
 
@@ -32,16 +32,16 @@ def work(pipe, request, knobs, steps):
 
 def equal_steps(pipe, requests, knobs, equal):
     """How many steps of the full model are as much as the found schedule's run: equal "flops", or "seconds", from the
-    medians of a few interleaved runs."""
+    medians of interleaved runs. One fewer than all at most: in as many steps the solver is the full model itself."""
     request, steps, match = requests[0], requests[0].steps, few_step.Knobs(match=attention_reuse.KEY)
     if equal == "flops":
         _, per_step, fixed = work(pipe, request, full.Knobs(), steps)
-        return few_step.plan(match, steps, work(pipe, request, knobs, steps)[0], per_step, fixed)
+        return few_step.plan(match, steps - 1, work(pipe, request, knobs, steps)[0], per_step, fixed)
     warm(pipe, request, (knobs,))
     pairs = [[generate(pipe, request, (one,), steps) for one in (full.Knobs(), knobs)] for request in requests[:TIMED]]
-    per_step = median(median(run.steps) for run, _ in pairs)
     fixed = median(run.text + run.decode for run, _ in pairs)
-    return few_step.plan(match, steps, median(run.seconds for _, run in pairs), per_step, fixed)
+    per_step = (median(run.seconds for run, _ in pairs) - fixed) / steps  # with what a scheduler takes
+    return few_step.plan(match, steps - 1, median(run.seconds for _, run in pairs), per_step, fixed)
 
 
 def one(pipe, request, rows, few, on_step=lambda i, n: None):

@@ -87,7 +87,7 @@ def search(pipe, args, texts, state, save):
 def judge(pipe, args, texts, best, judged, save):
     """Fills `judged` with the rows of held_out.one, one for every held-out prompt, as far as they are not those of this
     schedule already. save() is called after each."""
-    wanted = {"schedule": best, "equal": args.equal, "prompts": texts}
+    wanted = {"schedule": best, "equal": args.equal, "prompts": texts, "timed": held_out.TIMED}
     asked, bar = session.requests(args, texts, args.seed + NOISE), session.Bar()
     rows = held_out.stacks(schedules.read(best), args.maps, args.keep)
     if {name: judged.get(name) for name in wanted} != wanted:
