@@ -422,7 +422,7 @@ def test_noise_is_as_like_one_thing_as_chance_has_it(templates):
     assert len(templates) == 192 and {tuple(each.shape) for each in templates.values()} == {(4, side, side) for side in (8, 12, 16)}
     scene = world.Scene("a cat", "meadow", (world.Sticker("cat", "big", 120, 40, 96),), None, 0)
     noises = torch.randn(2000, 4, 32, 32, generator=torch.Generator().manual_seed(0))
-    found = torch.tensor([coupling.likeness(noise, scene, templates) for noise in noises])
+    found = torch.tensor([coupling.likeness(noise, scene, templates)(scene) for noise in noises])
     assert abs(found.mean()) < 0.1 and found.std() == pytest.approx(1, rel=0.1)
 
 
@@ -432,8 +432,8 @@ def test_things_stand_where_the_noise_is_most_like_them(templates):
     scene = world.Scene("a dog", "meadow", (world.Sticker("dog", "medium", 88, 80, 80),), None, 0)
     found = coupling.nearest(random.Random(0), noise, scene, templates)
     assert found.caption == "a dog" and abs(found.stickers[0].x - 80) <= 16 and abs(found.stickers[0].y - 24) <= 16
-    others = [coupling.likeness(noise, world.again(random.Random(i), scene), templates) for i in range(100)]
-    assert coupling.likeness(noise, found, templates) > sorted(others)[97]
+    like = coupling.likeness(noise, scene, templates)
+    assert like(found) > sorted(like(world.again(random.Random(i), scene)) for i in range(100))[97]
 
 
 def test_noise_that_scenes_are_paired_with_is_drawn_first_and_stays_normal(templates, monkeypatch):

@@ -10,6 +10,7 @@ import random
 from collections import deque
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from .. import parts, teacher, world
@@ -18,7 +19,7 @@ from ..loop import DEVICE, feed
 from ..words import OBJECTS
 from . import chain
 
-CHOICES = 256  # scenes of a caption that noise is held against
+CHOICES = 256, 256, 4096  # scenes of a caption with no, one or two things that noise is held against
 ROOM, AGAIN = 48, 3  # captions that are kept, the newest; how often each is learnt on average
 MARGIN = 32  # px of paper around a sticker, for the encoder to see
 SIDE = world.SIZE // CELL  # cells of the latents
@@ -46,13 +47,15 @@ def covered(latents, sticker):
 
 
 def likeness(noise, scene, templates):
-    """How like the things of a scene noise (4, h, w) is where they stand: of one thing, normally distributed over the noise."""
-    return sum(float((covered(noise, each) * templates[each.name, each.size]).sum()) for each in scene.stickers)
+    """f(scene): how like its things noise (4, h, w) is where they stand: of one thing, normally distributed over the noise. For scenes with
+    the things of `scene`."""
+    found = [F.conv2d(noise[None], templates[each.name, each.size][None])[0, 0].tolist() for each in scene.stickers]
+    return lambda scene: sum(places[each.y // CELL][each.x // CELL] for places, each in zip(found, scene.stickers))
 
 
 def nearest(rng, noise, scene, templates):
     """Of CHOICES scenes with the caption of `scene` the one that noise is most like."""
-    return max((world.again(rng, scene) for _ in range(CHOICES)), key=lambda each: likeness(noise, each, templates))
+    return max((world.again(rng, scene) for _ in range(CHOICES[len(scene.stickers)])), key=likeness(noise, scene, templates))
 
 
 def painted(seed, templates):
