@@ -4,7 +4,7 @@ One picture by itself can be told from a real one by its blots and grain. Two of
 things in different places, and a student that draws one picture for each caption, whatever the noise, is found out (Lin et al.,
 PacGAN, arXiv 1712.04086). Pictures are latents, both under the same little noise, which hides what no eye would see. The losses are
 those of Goodfellow et al., arXiv 1406.2661, in their non-saturating form, in every place; in the place of a gradient penalty, the
-answer may not change much with a small change of the latents (Lin et al., arXiv 2501.08316, equation 3).
+answer may not change much with a small change of the latents (the approximated R1 of Lin et al., arXiv 2501.08316).
 """
 
 import torch
