@@ -36,7 +36,8 @@ class Model:
     working: GiB beside the weights, for Python, torch and the activations of one guided picture at its own size;
     scheduler: "ddim", or "own" for what lies in the folder; most_steps, most_guidance: upper bounds; methods: keys that do
     something here; rows: what is asked for when nobody says; begins: settings, as one stack, that the page begins with where those of
-    the methods are not for this model; reference: the full model that a distilled one stands for;
+    the methods are not for this model; reference: the full model that a distilled one stands for; student: the key of a published
+    one that draws what this one draws, in one step;
     control: the network that reads sketches and is fetched with the model.
     """
     key: str
@@ -62,6 +63,7 @@ class Model:
     rows: str = "full,few_step,attention_reuse,few_step(match=attention_reuse),tome"
     begins: str = ""
     reference: str = ""
+    student: str = ""
     control: Control | None = None
     own: bool = False
 
@@ -84,8 +86,10 @@ class Model:
         """What must stand beside the pictures of a distilled model, or ""."""
         if not self.reference:
             return ""
+        whole = next((model.title for model in MODELS.values() if model.student == self.key), "")
+        beside = f" To set it beside {whole}, choose that model and its row of the one-step student." if whole else ""
         return (f"{self.title} is a distilled model. Its full model is {self.reference}; the rows here are measured against "
-                f"{self.title} as it is.")
+                f"{self.title} as it is.{beside}")
 
     def memory(self, device):
         """Bytes that it takes on a device of that type, about: weights and what a run needs beside them."""
@@ -112,7 +116,7 @@ MODELS = {model.key: model for model in (
           begins="atedm(ratio=0.3,recover=update,finest=false)"),  # so small a network has few tokens to spare
     diffusion("sd15", "Stable Diffusion 1.5", licence="CreativeML OpenRAIL-M",
               hub="stable-diffusion-v1-5/stable-diffusion-v1-5", revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14"),
-    diffusion("dreamshaper8", "DreamShaper 8", licence="CreativeML OpenRAIL-M",
+    diffusion("dreamshaper8", "DreamShaper 8", licence="CreativeML OpenRAIL-M", methods=(*ONE_LAYER, "sdxs"), student="sdxs-dreamshaper",
               hub="Lykon/dreamshaper-8", revision="a7e52b98680b1ba8ff7bce97c7f9f2e2e5337917"),
     diffusion("sdxl", "Stable Diffusion XL", licence="CreativeML Open RAIL++-M", size=1024, sizes=(512, 768, 1024),
               guidance=5.0, parameters=3468.8, methods=EVERY, rows="full,few_step,tome,atedm",
@@ -153,6 +157,12 @@ def take_folder(args, default=None):
     own = add_folder(args.model_folder) if args.model_folder else None
     args.model = getattr(args, "model", None) or own or default
     return args
+
+
+def published(folder):
+    """The published one-step student, of the table, of the model in `folder`, or None."""
+    key = next((model.student for model in MODELS.values() if model.folder == folder), "")
+    return MODELS.get(key)
 
 
 def model_argument(folder):

@@ -5,6 +5,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from .checkpoints import published
+
 
 def folder(pipe):
     """The folder that a pipeline was loaded from, or None."""
@@ -19,8 +21,10 @@ def beside(folder, name):
 
 
 def student(folder):
-    """Where the one-step student of the model in `folder` lies: a folder that diffusers reads as a pipeline."""
-    return beside(folder, "sdxs")
+    """Where the one-step student of the model in `folder` lies, a folder that diffusers reads as a pipeline: the published one that
+    the table of models names, else one that was trained for these weights."""
+    model = published(folder)
+    return model.folder if model else beside(folder, "sdxs")
 
 
 def weights(folder):

@@ -207,13 +207,13 @@ def load_beside(folder):
     return fresh_beside(folder, lambda folder: read(Model(folder.name, folder.name, str(folder), 0, (), 1, 1.0, "")))
 
 
-def fresh_beside(folder, read):
-    """What `read` made of a folder, as long as its files stay the same."""
+def fresh_beside(folder, read, part=""):
+    """What `read` made of a part of a folder, as long as its files stay the same."""
     stamp = tuple((name, Path(folder, name).stat().st_mtime_ns) for name in contents(folder))
     with _lock:
-        if _beside.get(folder, (None,))[0] != stamp:
-            _beside[folder] = stamp, read(folder)
-        return _beside[folder][1]
+        if _beside.get((folder, part), (None,))[0] != stamp:
+            _beside[folder, part] = stamp, read(folder)
+        return _beside[folder, part][1]
 
 
 def load_control(folder, dtype=None):
@@ -222,15 +222,15 @@ def load_control(folder, dtype=None):
     return fresh_beside(folder, functools.partial(read_network, kind="ControlNetModel", dtype=dtype, recorded=folder.is_relative_to(store())))
 
 
-def load_tiny(folder, dtype):
+def load_tiny(folder, dtype, part=""):
     """The AutoencoderTiny in `folder`, for the latents of the model beside it. BadModel when it is missing, changed or not told of
-    in the hashes.json beside it: nothing else says that it belongs there."""
-    return fresh_beside(folder, functools.partial(read_network, kind="AutoencoderTiny", dtype=dtype, recorded=True))
+    in the hashes.json beside it: nothing else says that it belongs there. part: of a student in `folder`, which says whose it is."""
+    return fresh_beside(folder, functools.partial(read_network, kind="AutoencoderTiny", dtype=dtype, recorded=not part, part=part), part)
 
 
-def read_network(folder, kind, dtype, recorded):
-    """One network in a folder. kind: its class in diffusers; dtype, recorded: see `load_control` and `verified.check`."""
-    check(folder, recorded=recorded)
+def read_network(folder, kind, dtype, recorded, part=""):
+    """One network in a folder. kind: its class in diffusers; dtype, recorded, part: see `load_control` and `verified.check`."""
+    check(folder, recorded=recorded, part=part)
     torchvision_fault()
     import diffusers
     import torch
@@ -238,7 +238,7 @@ def read_network(folder, kind, dtype, recorded):
     where = device()
     try:
         with quiet():
-            network = getattr(diffusers, kind).from_pretrained(folder, local_files_only=True, use_safetensors=True,
+            network = getattr(diffusers, kind).from_pretrained(folder / part, local_files_only=True, use_safetensors=True,
                                                                dtype=dtype or precision(where))
     except Exception as error:
         raise BadModel(f"{folder} could not be read ({error}): {again(folder, folder.is_relative_to(store()))}.") from error

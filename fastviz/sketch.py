@@ -21,7 +21,7 @@ def path_of(folder):
 
 def students_path(folder):
     """Where the network for the student of the model in `folder` lies, where it has one."""
-    return folder.parent / f"{fitted.student(folder).name}-sketch"
+    return path_of(fitted.student(folder))
 
 
 def missing(folder):
@@ -63,9 +63,9 @@ def load(pipe, student=False):
         raise Refused(f"{error} Without it: clear the sketch{make(folder)}.") from error
 
 
-def scale(folder):
-    """What the residuals of the network for the model in `folder` are multiplied with."""
-    return json.loads((path_of(folder) / ABOUT).read_text()).get("scale", 1.0)
+def scale(place):
+    """What the residuals of the network that lies there are multiplied with."""
+    return json.loads((place / ABOUT).read_text()).get("scale", 1.0)
 
 
 def condition(drawing, size, device="cpu", dtype=None):
@@ -112,11 +112,12 @@ def attach(pipe, request, owner):
     if request.sketch is None:
         yield
         return
-    control = load(owner, student=taken(pipe.unet) < taken(owner.unet))
+    student = taken(pipe.unet) < taken(owner.unet)
+    control, scaled = load(owner, student), scale(place(fitted.folder(owner), student))
     if pipe.device.type == "meta":
         from .bare import bare_module
 
         control = bare_module(control)
     seen = condition(request.sketch, request.size, pipe.device, pipe.unet.dtype)
-    with replaced(pipe.unet, forward=followed(pipe.unet, control, pipe.unet.forward, seen, scale(fitted.folder(owner)))):
+    with replaced(pipe.unet, forward=followed(pipe.unet, control, pipe.unet.forward, seen, scaled)):
         yield

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from fastviz import __main__ as command, checkpoints, compare, cost, fitted, models, reading, sketch, verified
 from fastviz.bench.networks import SDXS_512
-from fastviz.methods import METHODS, full
+from fastviz.methods import METHODS, full, sdxs
 from fastviz.models import MODELS
 from fastviz.verified import BadModel
 from fastviz.request import BadRequest, Request
@@ -57,6 +57,44 @@ def test_a_checkpoint_gives_what_its_own_pipeline_gives(key):
     assert run.latents.shape == (1, 4, 24, 24) and run.image.size == (192, 192)
     assert run.image.tobytes() == plain.images[0].tobytes()
     assert len(run.steps) == request.steps
+
+
+def test_the_published_student_is_a_row_of_the_model_that_it_stands_for():
+    """With its own text encoder; and without its network, or its decoder."""
+    found = compare.final(compare(asked("dreamshaper8", steps=2, methods="full,sdxs,sdxs(decoder=false),sdxs(unet=false)")))
+    alone = compare.final(compare(asked("sdxs-dreamshaper", methods="full")))[0]
+    whole, student, network, decoder = found
+    assert [row.error for row in found] == [None] * 4 and [row.steps for row in found] == [2, 1, 1, 2]
+    assert student.image.tobytes() == alone.image.tobytes() != whole.image.tobytes()
+    assert torch.equal(network.run.latents, student.run.latents) and torch.equal(decoder.run.latents, whole.run.latents)
+    assert len({row.image.tobytes() for row in found}) == 4
+    tiny = sdxs.previewing(models.load("dreamshaper8")).vae
+    assert torch.equal(tiny.decoder.layers[0].weight, models.load("sdxs-dreamshaper").vae.decoder.layers[0].weight)
+
+
+def test_a_published_student_that_was_not_fetched_says_how(tmp_path, monkeypatch):
+    shutil.copytree(MODELS["dreamshaper8"].folder.parent, tmp_path / "dreamshaper8")
+    monkeypatch.setenv("FASTVIZ_MODELS", str(tmp_path))
+    whole, student = compare.final(compare(asked("dreamshaper8", steps=1, methods="full,sdxs")))
+    assert whole.error is None and "`python -m fastviz fetch sdxs-dreamshaper`" in student.error
+    pipe = models.load("dreamshaper8")
+    assert sdxs.previewing(pipe) is pipe
+
+
+def test_a_published_student_follows_a_sketch_by_its_own_network(places, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTVIZ_MODELS", str(tmp_path))
+    for key, scale in (("sdxs-dreamshaper", 0.8), ("dreamshaper8", 0.5)):
+        shutil.copytree(places / key, tmp_path / key)
+        folder = sketch.path_of(MODELS[key].folder)
+        network = sdxs_control() if scale == 0.8 else loud(ControlNetModel.from_unet(models.load(key).unet, conditioning_embedding_out_channels=(4, 8, 8, 16)))
+        network.save_pretrained(folder)
+        (folder / sketch.ABOUT).write_text(json.dumps({"teacher": fitted.weights(MODELS[key].folder), "scale": scale}))
+        verified.write_hashes(tmp_path / key)
+    drawn = io.BytesIO()
+    Image.linear_gradient("L").point(lambda light: 255 * (light % 40 > 8)).save(drawn, "PNG")
+    alone = compare.final(compare(asked("sdxs-dreamshaper", methods="full", sketch=drawn.getvalue())))[0]
+    student = compare.final(compare(asked("dreamshaper8", steps=1, methods="full,sdxs", sketch=drawn.getvalue())))[1]
+    assert student.image.tobytes() == alone.image.tobytes()
 
 
 @pytest.mark.parametrize("key, guidance", [("sdxs-dreamshaper", 1.0), ("dreamshaper8", 5.0)])
@@ -117,6 +155,7 @@ def test_requests_begin_with_the_models_own_values_and_keep_within_them():
 
 def test_a_distilled_model_names_the_model_that_it_stands_for():
     assert "DreamShaper 8" in MODELS["sdxs-dreamshaper"].note and MODELS["sd15"].note == ""
+    assert "choose that model" in MODELS["sdxs-dreamshaper"].note and "choose that model" not in MODELS["sdxs"].note
     assert all(bool(MODELS[key].reference) == (MODELS[key].most_steps < 100) for key in MODELS)
 
 

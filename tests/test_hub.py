@@ -192,7 +192,7 @@ def test_the_network_for_sketches_comes_with_its_model_as_tensors(tmp_path, monk
         assert not [one for one in server.asked[asked:] if "sketch" in one[1]]
         assert any(path.endswith(f"{model.control.hub}/revision/{model.control.revision}") for _, path, _ in server.asked)
     folder = sketch.path_of(model.folder)
-    assert sketch.missing(model.folder) == "" == verified.check(folder, recorded=True) and sketch.scale(model.folder) == 0.8
+    assert sketch.missing(model.folder) == "" == verified.check(folder, recorded=True) and sketch.scale(folder) == 0.8
     assert verified.contents(folder) == ["config.json", "diffusion_pytorch_model.safetensors", "sketch.json"]
     back = models.load_control(folder).state_dict()
     assert all(torch.equal(value, back[name]) for name, value in network.state_dict().items())

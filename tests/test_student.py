@@ -51,7 +51,7 @@ def test_one_step_without_guidance_through_both_small_networks(tiny_pipe, home):
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(11))
     plain = student(REQUEST.prompt, num_inference_steps=1, guidance_scale=1.0, latents=noise, height=128, width=128).images[0]
     assert len(run.steps) == 1 and np.array_equal(run.image, plain)
-    assert run.acted == {"sdxs": (3, 1)}  # network, scheduler and decoder, in the only step
+    assert run.acted == {"sdxs": (4, 1)}  # network, text encoder, scheduler and decoder, in the only step
 
 
 def test_each_part_can_be_had_alone(tiny_pipe, home):
@@ -77,7 +77,7 @@ def test_the_last_step_is_the_closed_form_in_float32_where_the_network_computes_
     with at_home(pipe, tmp_path / "model") as home:
         (student / sdxs.ABOUT).write_text(json.dumps({"teacher": fitted.weights(home)}))
         half = copy.deepcopy(models.load_beside(student)).to(torch.float16)
-        monkeypatch.setitem(models._beside, student, (models._beside[student][0], half))
+        monkeypatch.setitem(models._beside, (student, ""), (models._beside[student, ""][0], half))
         half.scheduler = students.scheduler(half.scheduler.config, answers)
         half.unet.register_forward_hook(lambda module, args, answer: seen.append(answer[0]))
         run = drawn(pipe, BOTH)
@@ -239,10 +239,14 @@ def test_a_student_follows_sketches_by_its_own_network_where_it_has_one(tiny_pip
         assert not torch.equal(other.latents, drawn(tiny_pipe, BOTH).latents)  # by what the model's own says to the stages that are left
 
 
+def alike(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
 def test_previews_come_from_the_small_decoder_where_it_belongs_to_these_weights(tiny_pipe, home):
     student, latents = models.load_beside(sdxs.path_of(home)), torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     ready, own = sdxs.previewing(tiny_pipe), tiny_pipe.vae
-    assert ready.vae is student.vae and ready.unet is tiny_pipe.unet and tiny_pipe.vae is own
+    assert alike(ready.vae, student.vae) and ready.unet is tiny_pipe.unet and tiny_pipe.vae is own
     assert np.array_equal(pictures(ready, latents)[0], pictures(student, latents)[0])
     (sdxs.path_of(home) / sdxs.ABOUT).write_text('{"teacher": "other"}')
     assert sdxs.previewing(tiny_pipe) is tiny_pipe
@@ -261,7 +265,7 @@ def test_previews_come_from_the_models_own_small_decoder_where_its_hashes_are_to
         student = models.load_beside(make_student(tiny_pipe, tmp_path / "model"))
         small = tiny_decoder().eval()
         small.save_pretrained(folder)
-        assert sdxs.previewing(tiny_pipe).vae is student.vae  # nothing says whose latents it knows
+        assert alike(sdxs.previewing(tiny_pipe).vae, student.vae)  # nothing says whose latents it knows
         verified.write_hashes(tmp_path)
         ready, latents = sdxs.previewing(tiny_pipe), torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
         assert sdxs.previewing(tiny_pipe).vae is ready.vae and ready.unet is tiny_pipe.unet and tiny_pipe.vae is own
@@ -273,7 +277,7 @@ def test_previews_come_from_the_models_own_small_decoder_where_its_hashes_are_to
         assert all(np.array_equal(shown[i], np.asarray(picture.convert("RGBA"))) for i, picture in enumerate(pictures(ready, latents)))
         weights = next(folder.glob("*.safetensors"))
         weights.write_bytes(weights.read_bytes()[:-1])
-        assert sdxs.previewing(tiny_pipe).vae is student.vae
+        assert alike(sdxs.previewing(tiny_pipe).vae, student.vae)
 
 
 def test_the_embedded_models_previews_have_its_small_decoder():

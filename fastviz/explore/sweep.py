@@ -62,7 +62,7 @@ def described(pipe):
     """(what a time on this machine depends on, {"model" or one of BESIDE: hash of its files}): as `prepared` takes them. No
     hashes for a pipeline that was not loaded from a folder."""
     folder = fitted.folder(pipe)
-    files = {"model": fitted.weights(folder)} | {name: digest(fitted.beside(folder, name)) for name in BESIDE} if folder else {}
+    files = {"model": fitted.weights(folder)} | {name: digest(fitted.student(folder) if name == sdxs.KEY else fitted.beside(folder, name)) for name in BESIDE} if folder else {}
     return {name: value for name, value in environment(pipe).items() if name in TIMED}, files
 
 

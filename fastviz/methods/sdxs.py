@@ -1,8 +1,9 @@
 """A small network that was trained to draw in one step, with a small decoder: other weights instead of a shorter way.
 
-Changed: the U-Net, its scheduler, the number of steps, guidance (it was trained in) and the decoder. Song et al., SDXS,
-arXiv 2403.16627. The weights lie in the folder `sdxs` beside the model whose student they are; the embedded model's are
-made by the stages of `python -m fastviz.stickers` from `distil` to `export-student`.
+Changed: the U-Net, its text encoder and scheduler, the number of steps, guidance (it was trained in) and the decoder. Song et al.,
+SDXS, arXiv 2403.16627. The weights are those of the published student that the table of models names, which is fetched by itself, or
+lie in the folder `sdxs` beside the model whose student they are; the embedded model's are made by the stages of `python -m
+fastviz.stickers` from `distil` to `export-student`.
 """
 
 import copy
@@ -10,7 +11,7 @@ import functools
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
-from .. import fitted, models, verified
+from .. import checkpoints, fitted, models, verified
 from ..knobs import switch
 from ..patch import Refused, replaced
 
@@ -53,6 +54,8 @@ path_of = fitted.student
 def missing(folder):
     """"" when the student of the model in `folder` is there and belongs to its weights, else the sentence that tells what to
     do. folder: None for a model without one."""
+    if folder and (model := checkpoints.published(folder)):
+        return model.missing
     if folder is None:
         return "A one-step student lies beside a model's files, and this model has none: leave this row out."
     fault = fitted.fault(path_of(folder) / ABOUT, folder)
@@ -70,9 +73,10 @@ def load(pipe):
     if sentence := missing(folder):
         raise Refused(sentence)
     try:
-        return models.load_beside(path_of(folder))
+        model = checkpoints.published(folder)
+        return models.load(model.key) if model else models.load_beside(path_of(folder))
     except verified.BadModel as error:
-        raise Refused(f"{error} Or {MAKE}.") from error
+        raise Refused(str(error) if model else f"{error} Or {MAKE}.") from error
 
 
 def previewing(pipe):
@@ -82,8 +86,9 @@ def previewing(pipe):
     if folder:
         with suppress(verified.BadModel):
             small = models.load_tiny(fitted.beside(folder, "tiny"), pipe.vae.dtype)
-    with suppress(Refused):
-        small = small or load(pipe).vae
+    if small is None and not missing(folder):
+        with suppress(verified.BadModel):
+            small = models.load_tiny(path_of(folder), pipe.vae.dtype, part="vae/")
     if small is None:
         return pipe
     ready = copy.copy(pipe)
@@ -112,7 +117,7 @@ def touched(unet, grid, knobs):
 @contextmanager
 def attach(pipe, knobs, context):
     """Modifications: none of the pipeline. Yields a copy that has, in place of the model's own:
-     - unet and scheduler: one step of the student's; context.guidance is then 1, because guidance was trained in
+     - unet, text_encoder and scheduler: one step of the student's; context.guidance is then 1, because guidance was trained in
      - vae: the student's
     Refused when this model's student is not there."""
     with ExitStack() as exits:
@@ -125,7 +130,7 @@ def attach(pipe, knobs, context):
             parts = {"vae": student.vae} if knobs.decoder else {}
             if knobs.unet:
                 fresh = exact(type(student.scheduler).from_config(student.scheduler.config))
-                parts |= {"unet": student.unet, "scheduler": fresh}
+                parts |= {"unet": student.unet, "text_encoder": student.text_encoder, "scheduler": fresh}
                 exits.enter_context(replaced(context, guidance=1.0))
             context.acted[KEY] |= {(part, step) for part in parts for step in range(context.steps)}
             pipe = exits.enter_context(replaced(copy.copy(pipe), **parts))

@@ -3,7 +3,7 @@
 import base64
 import json
 
-from .. import fitted, models
+from .. import fitted
 from ..methods import method_of, olss, sdxs
 from . import worker
 
@@ -40,7 +40,7 @@ def student(pipe, request, knobs, latents):
 
     if knobs == sdxs.NEUTRAL:
         return lambda dark: {}
-    both, drawn = (pipe, models.load_beside(sdxs.path_of(fitted.folder(pipe)))), {}
+    both, drawn = (pipe, sdxs.load(pipe)), {}
     if knobs.unet:
         drawn["networks"] = [stages.stages(each.unet, request.size // pipe.vae_scale_factor) for each in both]
     if knobs.decoder and latents is not None and not worker.LENT:  # a device that is lent decodes in its worker alone
