@@ -121,12 +121,12 @@ STUDENT = """## One-step student
 from `distil` to `score`. {prompts} held-out prompts, half with one object and half with two, equal noise in every row, diversity
 over {seeds} pictures of each of {spread}, printed by `python -m fastviz.stickers evaluate-student --count {half}`:
 
-| | steps | GFLOP | object found, one asked | both found, two asked | background | LPIPS to the first row | diversity |
-|---|---|---|---|---|---|---|---|
+| | steps | s | U-Net, million parameters | decoder, million parameters | GFLOP | object found, one asked | both found, two asked | background | LPIPS to the first row | diversity |
+|---|---|---|---|---|---|---|---|---|---|---|
 {rows}
 
-{shipped} From the prompt to the picture it takes {seconds[student]:.3f} s where the teacher's {steps} steps take {seconds[teacher]:.2f} s, {seconds[ratio]:g} times as
-long ({device}, by turns). Asked of it: {bars}.
+{shipped} Seconds are from the prompt to the picture, medians of runs by turns ({device}); the teacher's {steps} steps take {seconds[ratio]:g} times as
+long as the student's one. Asked of it: {bars}.
 
 ![What each draws of the same prompts and noise](student.webp)
 
@@ -211,7 +211,8 @@ def student(told):
     if not told or "seconds" not in told or told["weights"] != fitted.weights(MODELS["stickers"].folder):
         return ""
     (_, first), *_ = told["rows"].items()
-    lines = [f"| {name} | {row['steps']} | {row['gflop']:g} | {row['one']:.1%} | {row['two']:.1%} | {(row['background, one'] + row['background, two']) / 2:.1%} "
+    lines = [f"| {name} | {row['steps']} | {row['seconds']:.3f} | {row['parameters']['unet'] / 1e6:.2f} | {row['parameters']['decoder'] / 1e6:.2f} "
+             f"| {row['gflop']:g} | {row['one']:.1%} | {row['two']:.1%} | {(row['background, one'] + row['background, two']) / 2:.1%} "
              f"| {(row['lpips, one'] + row['lpips, two']) / 2:.2f} | {row['diversity']:.2f} |" for name, row in told["rows"].items()]
     shipped = [name for name, row in told["rows"].items() if row["shipped"]]
     bars = [f"{name} {value:g}, bar {bar:g}: {'' if good else 'not '}reached" for name, (value, bar, good) in told["accepted"].items()]

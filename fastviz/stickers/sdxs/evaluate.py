@@ -5,7 +5,6 @@ Pictures are kept in training/, one folder for each row, so that an interrupted 
 
 import hashlib
 import json
-from dataclasses import replace
 from statistics import mean, median
 
 import torch
@@ -99,14 +98,14 @@ def side(pipe):
     return pipe.unet.config.sample_size * pipe.vae_scale_factor
 
 
-def times(one, other, repeats):
-    """Median seconds of the whole pipeline of two rows, measured by turns after a warm-up: [one's, other's]."""
-    asked = Request("a cat on the beach", methods="full", size=side(one[1]))
-    spent = ([], [])
-    for i in range(repeats + 1):
-        for (_, pipe, steps, guidance), seconds in zip((one, other), spent):
-            seconds.append(run.generate(pipe, replace(asked, guidance=guidance), (full.Knobs(),), steps).seconds)
-    return [median(seconds[1:]) for seconds in spent]
+def times(rows, repeats):
+    """{name: median seconds of the whole pipeline}, measured by turns after a warm-up."""
+    spent = {name: [] for name in rows}
+    for _ in range(repeats + 1):
+        for name, (_, pipe, steps, guidance) in rows.items():
+            asked = Request("a cat on the beach", methods="full", size=side(pipe), guidance=guidance)
+            spent[name].append(run.generate(pipe, asked, (full.Knobs(),), steps).seconds)
+    return {name: median(seconds[1:]) for name, seconds in spent.items()}
 
 
 def work(row):
@@ -154,13 +153,13 @@ def main(count, repeats):
     first, *_, last = ways
     last = next((name for name, row in ways.items() if row[0].endswith(EXPORTED)), last)
     answer = {"bench": "student", "environment": environment(), "weights": chain.digest(), "prompts": 2 * count, "seeds": SEEDS, "spread": SPREAD, "rows": {}}
-    gone = measured(answer["weights"], answer["prompts"])
+    gone, seconds = measured(answer["weights"], answer["prompts"]), times(ways, repeats)
     for name in order():
         if name in ways or name in gone:
-            answer["rows"][name] = told(ways[name], ways[first], scenes) if name in ways else gone[name]
+            answer["rows"][name] = {**told(ways[name], ways[first], scenes), "seconds": round(seconds[name], 4)} if name in ways else gone[name]
             print(f"{name:<26} {answer['rows'][name]}", flush=True)
-    if ways[last][2:] == (1, 1.0):  # a student: by turns with the teacher it replaces
-        teacher, student = times(ways[first], ways[last], repeats)
+    if ways[last][2:] == (1, 1.0):  # a student
+        teacher, student = seconds[first], seconds[last]
         answer["seconds"] = {"teacher": round(teacher, 4), "student": round(student, 4), "ratio": round(teacher / student, 1)}
         both = answer["rows"][first], answer["rows"][last]
         answer["accepted"] = accepted(*both, teacher / student)
