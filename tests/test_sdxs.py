@@ -2,7 +2,6 @@
 
 import copy
 import json
-import random
 import re
 from types import SimpleNamespace
 
@@ -15,8 +14,8 @@ from skimage.metrics import structural_similarity
 
 from fastviz import fitted, verified
 from fastviz.models import MODELS
-from fastviz.stickers import autoencoder, card, loop, parts, world
-from fastviz.stickers.sdxs import UNETS, chain, coupling, critic, decoder, distil, evaluate, export, network, pairs, reader, refine, score, warmup
+from fastviz.stickers import autoencoder, card, loop, parts
+from fastviz.stickers.sdxs import UNETS, chain, critic, decoder, distil, evaluate, export, network, pairs, reader, refine, score, warmup
 from fastviz.stickers.words import OBJECTS
 from fastviz.stickers.words import ASIDE, OBJECTS
 
@@ -398,10 +397,7 @@ def test_targets_are_learnt_a_few_times_and_made_of_the_student_as_it_is_then(gu
 
     monkeypatch.setattr(refine, "refined", refined)
     scenes = [(torch.zeros(4, 4, 8, 8), torch.zeros(4, 24, dtype=torch.long))] * 40
-    near = [(torch.full((2, 4, 8, 8), 7.0), torch.zeros(2, 24, dtype=torch.long), torch.full((2, 4, 8, 8), 8.0))] * 40
-    seen = [batch for batch in refine.batches(guide, None, near, scenes, 6, 3.0)]
-    assert all(len(batch[0]) == 14 and (batch[0][:2] == 7).all() and (batch[2][:2] == 8).all() for batch in seen)
-    seen = [(noise[2:], tokens[2:], targets[2:], others, real) for noise, tokens, targets, others, real in seen]
+    seen = [batch for batch in refine.batches(guide, None, scenes, 6, 3.0)]
     assert all(len(noise) == len(tokens) == len(targets) == 12 and len(real) == len(others) == 4 for noise, tokens, targets, others, real in seen)
     assert len(made) == 12 + 39 * 4 and len(seen) * 12 / len(made) == pytest.approx(refine.AGAIN, rel=0.1)
     assert all(torch.equal(tokens[::2], tokens[1::2]) and not torch.equal(noise[::2], noise[1::2]) for noise, tokens, *_ in seen)
@@ -409,45 +405,17 @@ def test_targets_are_learnt_a_few_times_and_made_of_the_student_as_it_is_then(gu
     assert refine.ROOM < ages.max() < 2 * refine.ROOM
     captions = torch.cat([tokens for _, tokens, *_ in seen])
     assert 70 < len(captions.unique(dim=0)) <= len(made) // 2
-    noise, *_ = next(refine.batches(guide, None, near, scenes, 2 * refine.ROOM, 3.0))
-    assert len(noise) == 2 + 4 * refine.ROOM  # as many as asked for, where more are than are kept otherwise
+    noise, *_ = next(refine.batches(guide, None, scenes, 2 * refine.ROOM, 3.0))
+    assert len(noise) == 4 * refine.ROOM  # as many as asked for, where more are than are kept otherwise
 
 
-@pytest.fixture(scope="module")
-def templates():
-    return coupling.templates(chain.small_autoencoder().encoder)
-
-
-def test_noise_is_as_like_one_thing_as_chance_has_it(templates):
-    assert len(templates) == 192 and {tuple(each.shape) for each in templates.values()} == {(4, side, side) for side in (8, 12, 16)}
-    scene = world.Scene("a cat", "meadow", (world.Sticker("cat", "big", 120, 40, 96),), None, 0)
-    noises = torch.randn(2000, 4, 32, 32, generator=torch.Generator().manual_seed(0))
-    found = torch.tensor([coupling.likeness(noise, scene, templates)(scene) for noise in noises])
-    assert abs(found.mean()) < 0.1 and found.std() == pytest.approx(1, rel=0.1)
-
-
-def test_things_stand_where_the_noise_is_most_like_them(templates):
-    noise = 0.2 * torch.randn(4, 32, 32, generator=torch.Generator().manual_seed(0))
-    noise[:, 3:15, 10:22] += 4 * templates["dog", "medium"]
-    scene = world.Scene("a dog", "meadow", (world.Sticker("dog", "medium", 88, 80, 80),), None, 0)
-    found = coupling.nearest(random.Random(0), noise, scene, templates)
-    assert found.caption == "a dog" and abs(found.stickers[0].x - 80) <= 16 and abs(found.stickers[0].y - 24) <= 16
-    like = coupling.likeness(noise, scene, templates)
-    assert like(found) > sorted(like(world.again(random.Random(i), scene)) for i in range(100))[97]
-
-
-def test_noise_that_scenes_are_paired_with_is_drawn_first_and_stays_normal(templates, monkeypatch):
+def test_a_critic_is_shown_two_real_scenes_of_one_caption(monkeypatch):
     asked = []
-    monkeypatch.setattr(coupling, "templates", lambda encoder: templates)
-    monkeypatch.setattr(coupling, "nearest", lambda rng, noise, scene, marks: asked.append((noise, scene)) or scene)
-    encoder = lambda pictures: torch.nn.functional.avg_pool2d(pictures, 8)[:, [0, 1, 2, 0]]  # noqa: E731
-    seen = [next(made) for made in [coupling.batches(encoder, 5, 3)] for _ in range(20)]
-    assert all(noise.shape == latents.shape == (10, 4, 32, 32) and torch.equal(tokens[::2], tokens[1::2]) for noise, tokens, latents in seen)
-    assert len(asked) == 2 * (coupling.ROOM + 19 * 2) and len({scene.caption for _, scene in asked}) > 0.8 * len(asked) / 2
-    noise = torch.stack([noise for noise, _ in asked])
-    assert abs(noise.mean()) < 0.01 and noise.std() == pytest.approx(1, rel=0.01) and len(noise.unique(dim=0)) == len(asked)
-    drawn = {tuple(noise[0, 0, :3].tolist()) for noise, _ in asked}
-    assert all(tuple(noise[0, 0, :3].tolist()) in drawn for noises, *_ in seen for noise in noises)
+    monkeypatch.setattr(critic.teacher, "painted", lambda scenes, tokenizer: asked.append(scenes) or [torch.full((2, 3, 16, 16), len(asked))])
+    seen = [next(made) for made in [critic.scenes(lambda pictures: pictures[:, :, ::8, ::8], 5, 3)] for _ in range(20)]
+    assert all(pairs.shape == (5, 2, 3, 2, 2) and len(pairs.unique(dim=0)) == 5 for pairs in seen)
+    assert len(asked) == critic.ROOM + 19 and all(one.caption == other.caption and one is not other for one, other in asked)
+    assert len({one.caption for one, _ in asked}) > 0.9 * len(asked) < 1.1 * sum(one.stickers != other.stickers for one, other in asked)
 
 
 def twins(count, same):
@@ -521,9 +489,9 @@ def test_what_the_reader_misses_and_what_the_critic_tells_is_added_to_the_loss(g
     tells, heard = critic.Critic(ALPHAS), []
     tells.updates, loss = critic.HEAD, tells.loss
     tells.loss = lambda drawn, real: heard.append((drawn, real)) or loss(drawn, real)
-    wanted = torch.randn(5, 4, 16, 16)
-    added, told = refine.more_of(guide, chain.frozen(reader.Reader()), tells, 2, ALPHAS)(latents, wanted, tokens, 4)
-    assert torch.equal(heard[0][0], latents[:4].view(2, 2, 4, 16, 16)) and torch.equal(heard[0][1], wanted[:2][None])
+    wanted, pairs_of = torch.randn(5, 4, 16, 16), torch.randn(3, 2, 4, 16, 16)
+    added, told = refine.more_of(guide, chain.frozen(reader.Reader()), tells, iter([pairs_of]), ALPHAS)(latents, wanted, tokens, 4)
+    assert torch.equal(heard[0][0], latents[:4].view(2, 2, 4, 16, 16)) and heard[0][1] is pairs_of
     wrong, seen, found = (float(told[name].detach()) for name in ("wrong", "seen", "told"))
     assert float(added.detach()) == pytest.approx(refine.READ * wrong + refine.SEEN * seen + refine.TOLD * found) and found > 0
     added.backward()

@@ -7,17 +7,40 @@ those of Goodfellow et al., arXiv 1406.2661, in their non-saturating form, in ev
 answer may not change much with a small change of the latents (the approximated R1 of Lin et al., arXiv 2501.08316).
 """
 
+import random
+from collections import deque
+
 import torch
 import torch.nn.functional as F
 
-from ..loop import DEVICE, update
+from .. import parts, teacher, world
+from ..loop import DEVICE, feed, update
 from ..muon import optimizers
-from . import network
+from . import chain, network
 from .reader import NOISY, Reader
 
 STEADY, NEAR = 100.0, 0.05  # weight of how much the answer changes with a change of the latents by so much
 HEAD = 100  # updates before the student hears of it
+ROOM = 96  # real pairs that are kept, the newest; one is new at every update
 RATE = 2e-3  # of Muon; AdamW had not told two equal pictures from two different ones after 60 updates, Muon had after 20
+
+
+def painted(seed):
+    """Endless pictures (2, ...) of two scenes of one caption."""
+    rng, tokenizer = random.Random(seed), parts.tokenizer()
+    while True:
+        scene, = chain.scenes([rng.getrandbits(40)])
+        yield teacher.painted([world.again(rng, scene), scene], tokenizer)[0]
+
+
+def scenes(encoder, count, seed):
+    """Endless latents (count, 2, 4, h, w): so many pairs of real scenes, each pair of one caption."""
+    made, kept = feed(painted, seed), deque(maxlen=max(ROOM, count))
+    while True:
+        for _ in range(1 if kept else kept.maxlen):
+            with torch.no_grad():
+                kept.append(encoder(next(made).to(DEVICE) / 127.5 - 1).float())
+        yield torch.stack([kept[i] for i in torch.randperm(len(kept))[:count].tolist()])
 
 
 class Critic:

@@ -124,7 +124,7 @@ def painted(vae, latents):
     return [Image.fromarray(each.permute(1, 2, 0).cpu().numpy()) for each in pictures]
 
 
-def recalled(guide, count=24, prompts=8, seeds=4):
+def recalled(guide, count=24, prompts=24, seeds=4):
     """report(student) for loop.train, of what is drawn in one step for `count` prompts of one object and as many of two that neither
     pairs nor captions hold: recall of both, the backgrounds', and the diversity, LPIPS, of `seeds` pictures of some `prompts`, which falls
     where prompts get one picture each. The judge that reads them is in no loss."""
