@@ -10,7 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
-from .checkpoints import MODELS, ROOT, Model, model_argument, model_options, store, take_folder  # noqa: F401  others know them by this module
+from .checkpoints import MODELS, ROOT, Model, model_argument, model_options, published, store, take_folder  # noqa: F401  others know them by this module
 from .verified import BadModel, again, check, contents, sha256
 
 PIPELINES, LIBRARIES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline"), {"diffusers", "transformers", "stable_diffusion"}

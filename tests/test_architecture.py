@@ -18,7 +18,7 @@ APART = ("stickers", "bench", "search", "fit")  # how the model is made, benchma
 BASE = {"knobs", "patch", "ranges", "trace", "fitted"}
 MODELS = BASE | {"methods", "models", "request", "verified"}
 ARROWS = {
-    "knobs": set(), "patch": set(), "ranges": {"patch"}, "trace": set(), "fitted": set(), "judge": set(), "checkpoints": set(), "verified": set(),
+    "knobs": set(), "patch": set(), "ranges": {"patch"}, "trace": set(), "fitted": {"checkpoints"}, "judge": set(), "checkpoints": set(), "verified": set(),
     "models": {"judge", "checkpoints", "verified"}, "reading": {"models", "verified"}, "hub": {"fitted", "models", "sketch", "verified"},
     "deploy": {"models", "profile", "verified"},
     "kernels": set(), "gwpr": {"kernels"}, "schedulers": set(),

@@ -11,7 +11,7 @@ import functools
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
-from .. import checkpoints, fitted, models, verified
+from .. import fitted, models, verified
 from ..knobs import switch
 from ..patch import Refused, replaced
 
@@ -54,7 +54,7 @@ path_of = fitted.student
 def missing(folder):
     """"" when the student of the model in `folder` is there and belongs to its weights, else the sentence that tells what to
     do. folder: None for a model without one."""
-    if folder and (model := checkpoints.published(folder)):
+    if folder and (model := models.published(folder)):
         return model.missing
     if folder is None:
         return "A one-step student lies beside a model's files, and this model has none: leave this row out."
@@ -73,7 +73,7 @@ def load(pipe):
     if sentence := missing(folder):
         raise Refused(sentence)
     try:
-        model = checkpoints.published(folder)
+        model = models.published(folder)
         return models.load(model.key) if model else models.load_beside(path_of(folder))
     except verified.BadModel as error:
         raise Refused(str(error) if model else f"{error} Or {MAKE}.") from error
