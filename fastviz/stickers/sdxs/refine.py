@@ -22,7 +22,8 @@ things stood in the middle as before. A critic that is shown both (see critic) f
 
 To prescribe where things stand did not help either. A third of the noise was paired with real scenes: those whose things it was most
 like where they stood, or whose layout its means or its slopes told. After 1 000 to 2 500 steps things stood where they were meant to as
-often as chance has it, and what could not be foretold was drawn as a mean of itself: twice, or as a blot.
+often as chance has it, and what could not be foretold was drawn as a mean of itself: twice, or as a blot. With such pairs and the critic
+LPIPS rose from 1.20 to 2.25 in 2 500 steps; with the critic alone, 560 steps later, it was 2.13.
 """
 
 from collections import deque
