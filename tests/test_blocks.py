@@ -67,12 +67,12 @@ def by_torch(function, ran):
 
 def test_ratios_follow_from_the_times():
     told = {"merged attention": 3.0, "merged attention, match shared": 1.25, "tomesd merged attention": 6.0, "attention, fused": 4.0,
-            "attention, materialised": 8.0, "attention of merged": 1.0, "match": 0.5, "merge, unmerge": 0.25, "tomesd match": 1.0,
+            "attention, materialised": 8.0, "attention of merged": 1.0, "attention of merged, materialised": 2.0, "match": 0.5, "merge, unmerge": 0.25, "tomesd match": 1.0,
             "tomesd merge, unmerge": 0.5, "rank": 2.0, "find copies": 1.0, "leave out, copy": 0.1, "make map": 3.0, "reuse map": 2.0,
             "layer of all": 10.0, "layer of kept": 3.9, "layer of all, materialised": 20.0, "layer of kept, materialised": 5.9}
     assert blocks.ratios(told) == pytest.approx({
         "match, merge, unmerge / tomesd's": 0.5, "merged attention / tomesd's": 0.5, "the same, match shared / tomesd's": 0.25,
-        "merged / fused": 0.4375, "merged / materialised": 0.21875, "merged, match shared / fused": 0.375,
+        "merged / fused": 0.4375, "merged / materialised": 0.34375, "merged, match shared / fused": 0.375,
         "rank, find copies / fused": 0.75, "rank, find copies / materialised": 0.375, "later layer, pruned / all": 0.4,
         "2 layers, pruned / all": 14.6 / 20, "10 layers, pruned / all": 45.8 / 100,
         "2 layers, pruned / all, materialised": 26.6 / 40, "10 layers, pruned / all, materialised": 73.8 / 200,

@@ -447,6 +447,35 @@ def test_a_critic_that_has_hardly_learnt_is_not_listened_to(monkeypatch):
     assert told[:3] == [0, 0, 0] and told[3] > 0
 
 
+def test_a_thing_that_lacks_what_its_target_has_is_found_out():
+    torch.manual_seed(0)
+    reads = chain.frozen(reader.Reader())
+    misses, before = critic.Comparer(reads, ALPHAS), [weight.clone() for weight in reads.parameters()]
+    cat, dog = (OBJECTS.index(name) for name in ("cat", "dog"))
+    asked = torch.nn.functional.one_hot(torch.tensor([cat, dog] * 4), len(OBJECTS))
+    mark = torch.zeros(4, 16, 16)
+    mark[1, 6:9, 6:9] = 2  # of cats alone
+
+    def both():
+        drawn = torch.randn(8, 4, 16, 16)
+        return drawn, drawn + mark * asked[:, cat, None, None, None]
+
+    ours, theirs = misses.noisy(*both())
+    assert torch.allclose((theirs - ours)[1::2], torch.zeros(1)) and (theirs - ours)[::2].abs().max() > 1  # the noise is the same
+    assert all(torch.equal(weight, was) for weight, was in zip(misses.network.parameters(), before))
+    wrong = [float(misses.learn(*misses.noisy(*both()), asked)) for _ in range(30)]
+    assert wrong[0] == pytest.approx(0.69, abs=0.05) and sum(wrong[-5:]) / 5 < 0.45  # half of the pictures, dogs, lack nothing
+    drawn, wanted = both()
+    assert misses.loss(drawn, wanted, asked)[0] == 0  # it has hardly learnt
+    misses.updates = critic.HEAD
+    drawn.requires_grad_()
+    lacks, _ = misses.loss(drawn, wanted, asked)
+    gradient, = torch.autograd.grad(lacks, drawn)
+    towards = (gradient * mark).sum((1, 2, 3))
+    assert lacks > 0.69 and (towards[::2] < 0).all() and towards[::2].mean() < 3 * towards[1::2].mean()
+    assert all(torch.equal(weight, was) for weight, was in zip(reads.parameters(), before))
+
+
 def test_the_reader_learns_to_say_what_latents_show(guide, monkeypatch):
     monkeypatch.setattr(loop, "PRECISION", torch.float32)
     torch.manual_seed(0)
@@ -483,17 +512,21 @@ def test_the_reader_sees_equal_latents_alike_and_others_the_less_alike_the_more_
     assert float(reader.distance(alone, latents, other)) == pytest.approx(2 - 2 * float(a @ b / a.norm() / b.norm()), rel=1e-4)
 
 
-def test_what_the_reader_misses_and_what_the_critic_tells_is_added_to_the_loss(guide, workshop):
+def test_what_the_reader_misses_and_what_the_critics_tell_is_added_to_the_loss(guide, workshop):
     torch.manual_seed(0)
     tokens, latents = chain.tokens_of(guide, ["a cat", "a cat", "a fox", "a fox", "a dog"]), torch.randn(5, 4, 16, 16, requires_grad=True)
-    tells, heard = critic.Critic(ALPHAS), []
-    tells.updates, loss = critic.HEAD, tells.loss
-    tells.loss = lambda drawn, real: heard.append((drawn, real)) or loss(drawn, real)
+    reads = chain.frozen(reader.Reader())
+    critics, heard = [critic.Critic(ALPHAS), critic.Comparer(reads, ALPHAS)], []
+    for each in critics:
+        each.updates, each.loss = critic.HEAD, lambda *shown, loss=each.loss: heard.append(shown) or loss(*shown)
     wanted, pairs_of = torch.randn(5, 4, 16, 16), torch.randn(3, 2, 4, 16, 16)
-    added, told = refine.more_of(guide, chain.frozen(reader.Reader()), tells, iter([pairs_of]), ALPHAS)(latents, wanted, tokens, 4)
-    assert torch.equal(heard[0][0], latents[:4].view(2, 2, 4, 16, 16)) and heard[0][1] is pairs_of
-    wrong, seen, found = (float(told[name].detach()) for name in ("wrong", "seen", "told"))
-    assert float(added.detach()) == pytest.approx(refine.READ * wrong + refine.SEEN * seen + refine.TOLD * found) and found > 0
+    added, told = refine.more_of(guide, reads, *critics, iter([pairs_of]), ALPHAS)(latents, wanted, tokens, 4)
+    (two, real), (one, targets, asked) = heard
+    assert torch.equal(two, latents[:4].view(2, 2, 4, 16, 16)) and real is pairs_of
+    assert torch.equal(one, latents[:4]) and torch.equal(targets, wanted[:4]) and torch.equal(asked, reader.named(guide, tokens)[:4])
+    wrong, seen, found, lacks = (float(told[name].detach()) for name in ("wrong", "seen", "told", "lacks"))
+    assert float(added.detach()) == pytest.approx(refine.READ * wrong + refine.SEEN * seen + refine.TOLD * found + refine.LACKS * lacks)
+    assert found > 0 < lacks
     added.backward()
     assert latents.grad.abs().amax((1, 2, 3)).min() > 0  # the real scene too must show what its caption names
 

@@ -233,3 +233,15 @@ def test_an_object_that_stands_elsewhere_agrees_less():
     moved = replace(scene, stickers=tuple(replace(s, x=far(s.x, world.SIZE - s.full), y=far(s.y, world.SIZE - s.full)) for s in scene.stickers))
     assert evaluate.agreement(outline.draw(scene), world.render(moved)) < 0.6
     assert evaluate.gap(scene, world.render(moved)) > 30
+
+
+def test_the_figures_are_kept_with_the_weights_that_they_are_of(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "RAW", tmp_path / "sketch.json")
+    monkeypatch.setattr(loop, "WORK", tmp_path / "training")
+    evaluate.main(2, 1, 3.0)
+    *told, last = capsys.readouterr().out.splitlines()
+    kept = json.loads((tmp_path / "sketch.json").read_text())
+    assert kept == json.loads(last) and kept["weights"] == fitted.weights(models.MODELS["stickers"].folder) and kept["count"] == 2
+    ways = [name for name in kept if isinstance(kept[name], dict) and name != "environment"]
+    assert len(ways) == len(told) >= 3 and kept[evaluate.REAL]["agreement"] > 0.95 > kept["without"]["agreement"]
+    assert max(Image.open(tmp_path / "training" / "sketch-samples.png").size) > 500

@@ -101,7 +101,8 @@ def parts(side, channels, heads, text, device, dtype):
 
     made = {
         "attention, fused": lambda: block.attn1(x), "attention, materialised": partial(materialised, block.attn1, x),
-        "attention of merged": lambda: block.attn1(merged), "match": our_match,
+        "attention of merged": lambda: block.attn1(merged), "attention of merged, materialised": partial(materialised, block.attn1, merged),
+        "match": our_match,
         "merge, unmerge": lambda: tome.unmerge(tome.merge(x, members, starts), flat),
         "tomesd match": their_match, "tomesd merge, unmerge": lambda: their_unmerge(their_merge(x)),
         "merged attention": lambda: (our_match(), tome.unmerge(block.attn1(tome.merge(x, *match.rows[1:])), match.rows[0])),
@@ -178,7 +179,7 @@ def ratios(told):
             "merged attention / tomesd's": told["merged attention"] / told["tomesd merged attention"],
             "the same, match shared / tomesd's": shared / told["tomesd merged attention"],
             "merged / fused": (ours + told["attention of merged"]) / fused,
-            "merged / materialised": (ours + told["attention of merged"]) / made,
+            "merged / materialised": (ours + told["attention of merged, materialised"]) / made,
             "merged, match shared / fused": shared / fused,
             "rank, find copies / fused": ranked / fused, "rank, find copies / materialised": ranked / made,
             "later layer, pruned / all": layers[1] / layers[0],

@@ -36,7 +36,7 @@ STAGES = {
     "sketch": "12: train the network that reads sketches",
     "student-sketch": "12b: train the student's own, to draw in one step what `pairs --drawn` hold",
     "export-sketch": "13: write them to assets/stickers/sketch and sdxs-sketch, where the app finds them",
-    "evaluate-sketch": "14: figures and pictures of what it does, in training/",
+    "evaluate-sketch": "14: figures of what they do, in assets/bench, and pictures, in training/",
 }
 TRAINING = {"autoencoder": (8, 1.5e-3), "decoder": (8, 1e-3), "reference": (8, 3e-3), "judge": (24, 2e-3),
             "teacher": (24, 2e-3), "text": (64, 1e-3), "distil": (8, 1e-3), "student-decoder": (8, 1e-3), "warmup": (16, 2e-3), "reader": (32, 2e-3), "refine": (16, 1e-3), "score": (8, 2.5e-4),

@@ -1,6 +1,6 @@
-"""A network that is shown two pictures of one caption, and tells whether they are real scenes or the student's drawings.
+"""Networks that tell the student's drawings from what they should be, by two pictures of one caption and by each thing in one.
 
-One picture by itself can be told from a real one by its blots and grain. Two of them tell more: real scenes of a caption have their
+A Critic is shown two pictures of one caption, and tells whether they are real scenes or drawings. One picture by itself can be told from a real one by its blots and grain. Two of them tell more: real scenes of a caption have their
 things in different places, and a student that draws one picture for each caption, whatever the noise, is found out (Lin et al.,
 PacGAN, arXiv 1712.04086). Pictures are latents, both under the same little noise, which hides what no eye would see. The losses are
 those of Goodfellow et al., arXiv 1406.2661, in their non-saturating form, in every place; in the place of a gradient penalty, the
@@ -9,6 +9,7 @@ answer may not change much with a small change of the latents (the approximated 
 
 import random
 from collections import deque
+from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,8 @@ from . import chain, network
 from .reader import NOISY, Reader
 
 STEADY, NEAR = 100.0, 0.05  # weight of how much the answer changes with a change of the latents by so much
-HEAD = 100  # updates before the student hears of it
+HEAD = 50  # updates before the student hears of it
+CALM, CLEAR = 10.0, 100  # of a Comparer: what STEADY is, and the timesteps whose noise its pictures are under, at most: more hides seeds
 ROOM = 96  # real pairs that are kept, the newest; one is new at every update
 RATE = 2e-3  # of Muon; AdamW had not told two equal pictures from two different ones after 60 updates, Muon had after 20
 
@@ -77,3 +79,40 @@ class Critic:
         told = F.softplus(-self.network.places(self.noisy(drawn))).mean()
         self.network.requires_grad_(True)
         return told * (self.updates > HEAD), wrong
+
+
+class Comparer:
+    """Begins anew with every sitting of the student, as the network `reads`, see reader.Reader. alphas: by timestep."""
+
+    def __init__(self, reads, alphas):
+        self.network, self.alphas, self.updates = deepcopy(reads).requires_grad_(True), alphas, 0
+        self.optimizers = optimizers(self.network, RATE)
+
+    def noisy(self, drawn, wanted):
+        """Both under the same little noise."""
+        t, noise = torch.randint(0, CLEAR, (len(drawn),), device=drawn.device), torch.randn_like(drawn)
+        return [network.noised(latents, noise, self.alphas[t]) for latents in (drawn, wanted)]
+
+    def answers(self, latents, asked):
+        """Of each of the things that are `asked`, (B, 64): how much it is as it should be."""
+        return self.network(latents)[asked > 0]
+
+    def learn(self, drawn, wanted, asked):
+        """One update. -> how wrong it was: 0.69 where it cannot tell."""
+        theirs = self.answers(wanted, asked)
+        wrong = F.softplus(self.answers(drawn, asked) - theirs).mean()
+        steady = (theirs - self.answers(wanted + NEAR * torch.randn_like(wanted), asked)).square().mean()
+        (wrong + CALM * steady).backward()
+        update(self.network.parameters(), self.optimizers)
+        self.updates += 1
+        return wrong.detach()
+
+    def loss(self, drawn, wanted, asked):
+        """Latents (B, 4, h, w) of drawings and of their targets, and what is asked for, see reader.named -> (how clearly things in the drawings
+        are told from those in the targets, what `learn` gives, which goes before)."""
+        drawn, wanted = self.noisy(drawn, wanted)
+        wrong = self.learn(drawn.detach(), wanted, asked)
+        self.network.requires_grad_(False)
+        lacks = F.softplus(self.answers(wanted, asked) - self.answers(drawn, asked)).mean()
+        self.network.requires_grad_(True)
+        return lacks * (self.updates > HEAD), wrong

@@ -39,7 +39,8 @@ BACK, STEPS = 200, 2  # the timestep that the teacher goes on from, and in how m
 ROOM, AGAIN = 32, 3  # captions that are kept at least, the newest; how often each is learnt on average
 REAL = 0.25  # share of real scenes, noised as in the warm-up
 FRESH = 5_000_000_029  # seeds of captions begin here
-READ, SEEN, TOLD = 0.1, 1.0, 0.1  # weights of what the reader misses, of how differently it sees two pictures, and of what the critic tells
+READ, SEEN = 0.1, 1.0  # weights of what the reader misses, and of how differently it sees two pictures
+TOLD, LACKS = 0.1, 0.1  # weights of what is told from real scenes by two pictures, and from the targets by each thing
 
 
 @torch.no_grad()
@@ -64,15 +65,17 @@ def batches(guide, student, scenes, captions, guidance):
         yield *map(torch.cat, zip(*(kept[i] for i in torch.randperm(len(kept))[:captions].tolist()))), tokens, latents
 
 
-def more_of(guide, reads, tells, pairs_of, alphas):
+def more_of(guide, reads, tells, misses, pairs_of, alphas):
     """What is added to the loss, see warmup.loss_of: the mistakes of the reader `reads`, how differently it sees what is drawn and what is
-    wanted, and what the Critic `tells` the drawings by from what `pairs_of` yields, see critic.scenes."""
+    wanted, what the Critic `tells` the drawings by from what `pairs_of` yields, see critic.scenes, and what the Comparer `misses` in them."""
     mistakes = reader.loss_of(guide, alphas)
 
     def more(drawn, wanted, tokens, pairs):
         wrong, seen = mistakes(reads, (drawn, tokens))[0], reader.distance(reads, *warmup.windows(drawn, wanted))
         told, unsure = tells.loss(drawn[:pairs].unflatten(0, (-1, 2)), next(pairs_of))
-        return READ * wrong + SEEN * seen + TOLD * told, {"wrong": wrong, "seen": seen, "told": told, "critic": unsure}
+        lacks, blind = misses.loss(drawn[:pairs], wanted[:pairs], reader.named(guide, tokens[:pairs]))
+        parts = {"wrong": wrong, "seen": seen, "told": told, "critic": unsure, "lacks": lacks, "comparer": blind}
+        return READ * wrong + SEEN * seen + TOLD * told + LACKS * lacks, parts
 
     return more
 
@@ -86,7 +89,8 @@ def fit(minutes, size, lr, decay=0.25, fresh=1.0, room=12_000):
     student = quick(chain.student(guide, "refine" if start else "warmup"), minutes)
     real = max(1, round(REAL * size))
     captions = max(1, (size - real) // 2)
-    more = more_of(guide, reader.trained(), critic.Critic(alphas), critic.scenes(encoder, captions, seed), alphas)
+    reads = reader.trained()
+    more = more_of(guide, reads, critic.Critic(alphas), critic.Comparer(reads, alphas), critic.scenes(encoder, captions, seed), alphas)
     loss = warmup.loss_of(guide, alphas, compiled(network.downwards, minutes), more)
     scenes = distil.scenes(guide, encoder, real, fresh, room, seed)
     return train(chain.name("refine"), student, lambda average: batches(guide, average, scenes, captions, chain.MODEL.guidance), loss, minutes, lr,

@@ -11,6 +11,7 @@ from skimage.feature import canny
 from skimage.morphology import skeletonize
 
 from ... import given, judge, models, run, views
+from ...compare import environment
 from ...methods import sdxs
 from ...request import Request
 from .. import autoencoder, evaluate, loop, measures, world
@@ -21,6 +22,7 @@ from . import fit, outline
 NEAR = 6  # px: an edge that close to a stroke's middle is the stroke's; the white rim around a sticker is 4 px wide
 SHOWN = 6  # scenes in the picture
 REAL = "the scenes themselves"
+RAW = loop.SHIPPED.parent / "bench/sketch.json"
 
 
 def agreement(drawing, picture):
@@ -72,8 +74,8 @@ def told(scenes, drawings, pictures):
 
 
 def main(count, steps, guidance):
-    """Prints the figures for `count` held-out scenes of one or two objects, one JSON line last; writes it and a picture of the
-    first ones (sketch, with it, without it) to training/."""
+    """Prints the figures for `count` held-out scenes of one or two objects, one JSON line last, which is kept as
+    assets/bench/sketch.json; a picture of the first ones (sketch, with it, without it) goes to training/."""
     pipe, rng = models.load("stickers"), random.Random(30_000_059)
     scenes = [world.sample(rng, "heldout", rng.choice((1, 1, 2))) for _ in range(count)]
     drawings = [outline.draw(scene) for scene in scenes]
@@ -81,7 +83,7 @@ def main(count, steps, guidance):
             "without": drawn(pipe, scenes, steps, guidance), REAL: [world.render(scene) for scene in scenes]}
     if not sdxs.missing(chain.MODEL.folder):
         ways["in one step, with the sketch"] = in_one_step(pipe, scenes, drawings)
-    answer = {"count": count, "steps": steps, "guidance": guidance}
+    answer = {"bench": "sketch", "environment": environment(), "weights": chain.digest(), "count": count, "steps": steps, "guidance": guidance}
     for name, pictures in ways.items():
         answer[name] = told(scenes, drawings, pictures)
         print(f"{name:28} {answer[name]}", flush=True)
@@ -89,5 +91,5 @@ def main(count, steps, guidance):
     figure = views.followed(drawings[:SHOWN], shown, [scene.caption for scene in scenes[:SHOWN]])
     loop.WORK.mkdir(parents=True, exist_ok=True)
     (loop.WORK / "sketch-samples.png").write_bytes(views.png(figure))
-    (loop.WORK / "sketch.json").write_text(json.dumps(answer, indent=1) + "\n")
+    RAW.write_text(json.dumps(answer, indent=1) + "\n")
     print(json.dumps(answer))
