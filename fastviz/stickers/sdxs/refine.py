@@ -36,11 +36,11 @@ from . import chain, critic, distil, network, reader, warmup
 from .pairs import finished
 
 BACK, STEPS = 200, 2  # the timestep that the teacher goes on from, and in how many steps
-ROOM, AGAIN = 32, 3  # captions that are kept at least, the newest; how often each is learnt on average
+ROOM, AGAIN = 32, 6  # captions that are kept at least, the newest; how often each is learnt on average
 REAL = 0.25  # share of real scenes, noised as in the warm-up
 FRESH = 5_000_000_029  # seeds of captions begin here
 READ, SEEN = 0.1, 1.0  # weights of what the reader misses, and of how differently it sees two pictures
-TOLD, LACKS = 0.1, 0.1  # weights of what is told from real scenes by two pictures, and from the targets by each thing
+TOLD, LACKS = 0.15, 0.1  # weights of what is told from real scenes by two pictures, and from the targets by each thing
 
 
 @torch.no_grad()
@@ -94,5 +94,5 @@ def fit(minutes, size, lr, decay=0.25, fresh=1.0, room=12_000):
     loss = warmup.loss_of(guide, alphas, compiled(network.downwards, minutes), more)
     scenes = distil.scenes(guide, encoder, real, fresh, room, seed)
     return train(chain.name("refine"), student, lambda average: batches(guide, average, scenes, captions, chain.MODEL.guidance), loss, minutes, lr,
-                 optimizers=optimizers(student, lr), horizon=100, decay=decay, report=warmup.recalled(guide), report_every=300, start=start,
+                 optimizers=optimizers(student, lr), horizon=100, decay=decay, report=warmup.recalled(guide), report_every=1200, start=start,
                  recipe={"batch": size, "parent": parent})
