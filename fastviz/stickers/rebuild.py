@@ -6,8 +6,8 @@ import sys
 STEPS = {  # name -> commands, each resumable; the longest come late, and last what needs an idle machine, requirements-test.txt and Chromium
     "export": [["fastviz.stickers", "export"]],
     "evaluate": [["fastviz.stickers", "evaluate", "--count", "256"]],
-    "olss": [["fastviz", "fit", "olss", "--steps", "4,5,6,8,10,20", "--search", "olss,olss-p", "--guidance", "3", "--prompts", "16",
-              "--held-out", "18", "--refit"]],
+    "olss": [["fastviz", "fit", "olss", "--steps", "4,5,6,8,10,20", "--search", "olss,olss-p,ays", "--guidance", "3", "--prompts",
+              "16", "--held-out", "36", "--refit"]],
     "sketch": [["fastviz.stickers", "sketch", "--minutes", "30"], ["fastviz.stickers", "export-sketch"],
                ["fastviz.stickers", "evaluate-sketch", "--count", "48", "--steps", "25"]],
     "lessons": [["fastviz.lessons"]],

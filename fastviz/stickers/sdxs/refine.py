@@ -40,7 +40,7 @@ ROOM, AGAIN = 32, 6  # captions that are kept at least, the newest; how often ea
 REAL = 0.25  # share of real scenes, noised as in the warm-up
 FRESH = 5_000_000_029  # seeds of captions begin here
 READ, SEEN = 0.1, 1.0  # weights of what the reader misses, and of how differently it sees two pictures
-TOLD, LACKS = 0.15, 0.1  # weights of what is told from real scenes by two pictures, and from the targets by each thing
+TOLD, LACKS = 0.1, 0.02  # weights of what is told from real scenes by two pictures, and from the targets by each thing
 
 
 @torch.no_grad()
